@@ -49,11 +49,18 @@ class Case:
     requests: Sequence[Request]
 
 
+def now() -> float:
+    """Seconds on a clock, once all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """Seconds that ``work`` takes, and what it returns."""
-    began = time.perf_counter()
+    began = now()
     result = work(*arguments)
-    return time.perf_counter() - began, result
+    return now() - began, result
 
 
 def parse_options() -> argparse.Namespace:
@@ -83,14 +90,17 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {versions}, {speeds}"
 
 
-def matrix_speed(dtype: torch.dtype, size: int = 1024) -> float:
+def matrix_speed(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
     """FLOP/s of a square matrix product, the best of several."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    size = 8192 if torch.device(device).type == "cuda" else 1024 if dtype.itemsize > 2 else 256  # a processor is slow in bfloat16
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(timed(lambda: a @ b)[0] for _ in range(8))
 
 
-def peak_gigabytes() -> float:
-    """Largest memory of this process so far."""
+def peak_gigabytes(device: torch.device | str = "cpu") -> float:
+    """Largest memory so far: of this process, or of what torch holds on a GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
 
@@ -136,7 +146,7 @@ def report_edits(rows: Sequence[dict[str, float]]) -> float:
 
 
 def report_floor(case: Case, targets: Targets, seconds: float) -> None:
-    flop, speed = floor(case, targets) / len(case.requests), matrix_speed(torch.float32)
+    flop, speed = floor(case, targets) / len(case.requests), matrix_speed(case.lm.dtype, case.lm.device)
     steps = sum(int(d["steps"]) for d in targets.diagnostics) / len(case.requests)
     print(
         f"\nlearning, per edit: {steps:.1f} steps, floor {flop / 1e9:.2f} GFLOP = {flop / speed:.4f} s at {speed / 1e9:.0f} GFLOP/s, "

@@ -70,7 +70,7 @@ def texts_of(lm: LanguageModel, request: Request) -> Texts:
         ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.tensor(tokens), 1
         for place, token in answers.items():
             wanted[i, place] = token
-    return Texts(ids, mask, torch.tensor([s for _, s, _ in rows]), wanted)
+    return Texts(*(t.to(lm.device) for t in (ids, mask, torch.tensor([s for _, s, _ in rows]), wanted)))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def moved(lm: LanguageModel, layer: int, subject: Tensor, shift: Tensor):
 
     def hook(_module, _args, output):
         hidden = (output if isinstance(output, Tensor) else output[0]).clone()
-        hidden[torch.arange(len(subject)), subject] += shift
+        hidden[torch.arange(len(subject), device=subject.device), subject] += shift.to(hidden.dtype)
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
     handle = lm.layers[layer].register_forward_hook(hook)
@@ -91,12 +91,12 @@ def moved(lm: LanguageModel, layer: int, subject: Tensor, shift: Tensor):
 
 def log_probabilities(lm: LanguageModel, texts: Texts) -> Tensor:
     """Of every next token at every place of every row, by the whole model, (B, T, V)."""
-    return log_softmax(lm.hf(input_ids=texts.ids, attention_mask=texts.mask).logits, -1)
+    return log_softmax(lm.hf(input_ids=texts.ids, attention_mask=texts.mask).logits.to(lm.work_dtype), -1)
 
 
 def at_subject(texts: Texts, values: Tensor) -> Tensor:
     """(B, T, …) → (B, …), each row's value at its subject."""
-    return values[torch.arange(len(texts.subject)), texts.subject]
+    return values[torch.arange(len(texts.subject), device=texts.subject.device), texts.subject]
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def essence_before(lm: LanguageModel, texts: Texts) -> Tensor:
 def learn(lm: LanguageModel, request: Request, settings: Settings, gate: float = 1.0) -> Learned:
     """R of one request through its own gate (1: open loop)."""
     texts, layer = texts_of(lm, request), settings.layers[-1]
-    hidden, before = observed(lm, texts, lm.layers[layer], inputs=False)[0], essence_before(lm, texts)
+    hidden, before = observed(lm, texts, lm.layers[layer], inputs=False)[0].to(lm.work_dtype), essence_before(lm, texts)
     norm, losses = hidden.norm(), []
     planned = torch.zeros_like(hidden, requires_grad=True)
     adam = torch.optim.Adam([planned], lr=settings.learning_rate)
@@ -155,7 +155,7 @@ def learn(lm: LanguageModel, request: Request, settings: Settings, gate: float =
 
 def alphaedit(keys: Tensor, residual: Tensor, projector: Tensor, memory: Tensor, ridge: float) -> Tensor:
     """ΔW = R Kᵀ P ((KKᵀ + M)P + λI)⁻¹, eq. 14 of the paper as it stands: one general LU of a d_in × d_in matrix."""
-    system = (keys @ keys.T + memory) @ projector + ridge * torch.eye(len(keys), dtype=keys.dtype)
+    system = (keys @ keys.T + memory) @ projector + ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
     return torch.linalg.solve(system, residual @ keys.T @ projector, left=False)
 
 
@@ -164,18 +164,20 @@ def memit(keys: Tensor, residual: Tensor, moment: Tensor, memory: Tensor, weight
     return torch.linalg.solve(keys @ keys.T + memory + weight * moment, residual @ keys.T, left=False)
 
 
-def projector_of(statistics: Statistics, layer: int, settings: Settings) -> Tensor:
+def projector_of(statistics: Statistics, layer: int, settings: Settings, device: torch.device | str = "cpu") -> Tensor:
     """AlphaEdit's P as a dense matrix."""
     facts = statistics.layers[layer]
-    vectors = facts.eigenvectors[:, facts.eigenvalues < settings.null_threshold].double()
+    threshold = settings.null_threshold * (facts.key_energy / len(facts.eigenvalues) if settings.relative else 1)
+    vectors = facts.eigenvectors[:, facts.eigenvalues < threshold].to(device).double()
     return vectors @ vectors.T
 
 
 def solve_dense(keys: Tensor, residual: Tensor, statistics: Statistics, layer: int, settings: Settings, memory: Tensor) -> Tensor:
     """ΔW of one layer by the formula that the settings name."""
     if settings.prior == "covariance":
-        return memit(keys, residual, statistics.layers[layer].moment.double(), memory, settings.covariance_weight)
-    return alphaedit(keys, residual, projector_of(statistics, layer, settings), memory, settings.ridge)
+        return memit(keys, residual, statistics.layers[layer].moment.to(keys.device).double(), memory, settings.covariance_weight)
+    ridge = settings.ridge * (statistics.layers[layer].key_energy if settings.relative else 1)
+    return alphaedit(keys, residual, projector_of(statistics, layer, settings, keys.device), memory, ridge)
 
 
 @torch.no_grad()
@@ -199,16 +201,16 @@ def write(
     originals = {l: lm.weight(l).clone() for l in layers}
 
     def states() -> Tensor:
-        return torch.stack([observed(lm, t, lm.layers[layers[-1]], inputs=False)[0] for t in texts], 1)
+        return torch.stack([observed(lm, t, lm.layers[layers[-1]], inputs=False)[0].to(lm.work_dtype) for t in texts], 1)
 
-    hidden, updates = states(), {}
+    hidden, planned, updates = states(), planned.to(lm.device), {}
     try:
         for i, layer in enumerate(layers):
             keys = torch.stack([observed(lm, t, lm.down(layer), inputs=True)[:-1].mean(0).double() for t in texts], 1)
             residual = (hidden + planned - states()).double() / (len(layers) - i)
-            earlier = memory[layer] if memory else torch.zeros(len(keys), len(keys), dtype=torch.float64)
+            earlier = memory[layer] if memory else torch.zeros(len(keys), len(keys), dtype=torch.float64, device=lm.device)
             updates[layer] = solve_dense(keys, residual, statistics, layer, settings, earlier)
-            lm.weight(layer).copy_(originals[layer] + updates[layer].to(lm.dtype))
+            lm.weight(layer).copy_(originals[layer].to(lm.work_dtype) + updates[layer].to(lm.work_dtype))
         realised = states() - hidden
     finally:
         for layer, original in originals.items():
