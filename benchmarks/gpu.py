@@ -63,11 +63,24 @@ SHAPES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         )
     ],
     "tiny": [
-        ("gptj", {**GPTJ, "vocab_size": 8200, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "rotary_dim": 4}),
+        (
+            "gptj",
+            {
+                **GPTJ,
+                "initializer_range": 0.2,  # as loud for its width as a large model, so that an edit changes what it says
+                "vocab_size": 8200,
+                "n_embd": 32,
+                "n_layer": 4,
+                "n_head": 4,
+                "n_positions": 128,
+                "rotary_dim": 4,
+            },
+        ),
         (
             "llama",
             {
                 **LLAMA,
+                "initializer_range": 0.2,
                 "vocab_size": 8200,
                 "hidden_size": 32,
                 "intermediate_size": 112,

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from metake.model import LanguageModel
 from metake.passes import keys_values
-from metake.prompts import by_budget, continuation, prompt_ids
+from metake.prompts import by_budget, continuation, lay_out, prompt_ids
 from metake.statistics import Progress
 
 
@@ -73,15 +74,10 @@ class _Asked:
 def _ask_together(
     lm: LanguageModel, ids: Mapping[str, tuple[int, ...]], targets: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> dict[str, Answer]:
-    width = max(len(i) for i in ids.values()) + 1  # at least one padded column: see prompts.Rows
-    padded = torch.zeros(len(ids), width, dtype=torch.long, device=lm.device)
-    mask = torch.zeros_like(padded)
-    for row, tokens in enumerate(ids.values()):
-        padded[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
+    rows = lay_out(list(ids.values()), [len(i) - 1 for i in ids.values()], lm.device)  # every prompt's last token in the last column
     cache = DynamicCache()
-    hidden = lm.run(padded, mask, _positions(mask), cache)
-    asked = _Asked(mask, cache, log_softmax(lm.head(hidden[:, -1]), -1))
+    hidden = lm.run(rows.ids, rows.mask, rows.positions, cache)
+    asked = _Asked(rows.mask, cache, log_softmax(lm.head(hidden[:, -1]), -1))
     scores = _score(lm, asked, [(row, t) for row, p in enumerate(ids) for t in targets[p].values()])
     texts = _generate(lm, asked, [max((len(t) for t in targets[p].values()), default=1) + 1 for p in ids])
     flat = iter(scores)
@@ -100,29 +96,36 @@ def _score(lm: LanguageModel, asked: _Asked, pairs: Sequence[tuple[int, tuple[in
     hits = (asked.next.argmax(-1)[rows] == first).float().tolist()
     long = [i for i, (_, t) in enumerate(pairs) if len(t) > 1]
     if long:
-        most = max(len(pairs[i][1]) for i in long) - 1
-        given = torch.zeros(len(long), most, dtype=torch.long, device=lm.device)
-        wanted, valid = torch.zeros_like(given), torch.zeros_like(given)
-        for j, i in enumerate(long):
-            target = torch.tensor(pairs[i][1])
-            given[j, : len(target) - 1], wanted[j, : len(target) - 1], valid[j, : len(target) - 1] = target[:-1], target[1:], 1
-        log_p = _continue(lm, asked, rows[long], given, valid)
-        chosen = (-log_p.gather(-1, wanted[..., None])[..., 0] * valid).sum(1).tolist()
-        right = ((log_p.argmax(-1) == wanted) * valid).sum(1).tolist()
-        for j, i in enumerate(long):
-            nll[i], hits[i] = nll[i] + chosen[j], hits[i] + right[j]
+        rest, right = _score_rest(lm, asked, [pairs[i] for i in long])
+        for i, n, h in zip(long, rest.tolist(), right.tolist(), strict=True):
+            nll[i], hits[i] = nll[i] + n, hits[i] + h
     return [Candidate(n / len(t), h / len(t)) for n, h, (_, t) in zip(nll, hits, pairs, strict=True)]
 
 
+def _score_rest(lm: LanguageModel, asked: _Asked, pairs: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[Tensor, Tensor]:
+    """NLL (k,) and how many are the argmax (k,) of each target's tokens but the first; the head runs at those tokens only."""
+    given = pad_sequence([torch.tensor(t[:-1]) for _, t in pairs], batch_first=True)
+    lengths = torch.tensor([len(t) - 1 for _, t in pairs])
+    valid = torch.arange(given.shape[1]) < lengths[:, None]
+    pair, column = (place.to(lm.device) for place in valid.nonzero(as_tuple=True))
+    rows = torch.tensor([row for row, _ in pairs], device=lm.device)
+    normed = _continue(lm, asked, rows, given.to(lm.device), valid.long().to(lm.device))
+    log_p = log_softmax(lm.head(normed[pair, column]), -1)
+    wanted = torch.tensor([token for _, t in pairs for token in t[1:]], device=lm.device)
+    nll, right = log_p.new_zeros(given.shape), log_p.new_zeros(given.shape)
+    nll[pair, column] = -log_p.gather(-1, wanted[:, None])[:, 0]
+    right[pair, column] = (log_p.argmax(-1) == wanted).to(right.dtype)
+    return nll.sum(1), right.sum(1)
+
+
 def _continue(lm: LanguageModel, asked: _Asked, rows: Tensor, given: Tensor, valid: Tensor) -> Tensor:
-    """Log-probabilities after each given token, (k, m, V), going on from the prompts' cached keys and values."""
+    """Hidden states after each given token, (k, m, d) behind the final norm, going on from the prompts' cached keys and values."""
     mask = torch.cat([asked.mask[rows], valid], 1)
     cache = DynamicCache()
     for layer in range(len(lm.layers)):
         keys, values = keys_values(asked.cache, layer)
         cache.update(keys[rows], values[rows], layer)
-    positions = _positions(mask)[:, -given.shape[1] :]
-    return log_softmax(lm.head(lm.run(given, mask, positions, cache)), -1)
+    return lm.run(given, mask, _positions(mask)[:, -given.shape[1] :], cache)
 
 
 def _generate(lm: LanguageModel, asked: _Asked, lengths: Sequence[int]) -> list[str]:
