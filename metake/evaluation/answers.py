@@ -129,18 +129,22 @@ def _continue(lm: LanguageModel, asked: _Asked, rows: Tensor, given: Tensor, val
 
 
 def _generate(lm: LanguageModel, asked: _Asked, lengths: Sequence[int]) -> list[str]:
-    """Greedy text after each prompt, up to its length in tokens or the end-of-text token."""
-    token, mask, out = asked.next.argmax(-1), asked.mask, []
-    for step in range(max(lengths)):
-        out.append(token)
-        if step + 1 == max(lengths):
-            break
+    """Greedy text after each prompt, up to its length in tokens or the end-of-text token; a prompt at its length leaves the batch."""
+    token, mask, left = asked.next.argmax(-1), asked.mask, list(range(len(lengths)))
+    out = [(left, token)]
+    for step in range(1, max(lengths)):
+        on = [i for i, row in enumerate(left) if lengths[row] > step]
+        if len(on) < len(left):
+            rows, left = torch.tensor(on, device=lm.device), [left[i] for i in on]
+            asked.cache.batch_select_indices(rows)
+            token, mask = token[rows], mask[rows]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         hidden = lm.run(token[:, None], mask, _positions(mask)[:, -1:], asked.cache)
         token = lm.head(hidden[:, -1]).argmax(-1)
+        out.append((left, token))
+    said: list[list[int]] = [[] for _ in lengths]
+    for rows, tokens in out:
+        for row, chosen in zip(rows, tokens.tolist(), strict=True):
+            said[row].append(chosen)
     end = lm.tokenizer.eos_token_id
-    texts = []
-    for row, length in zip(torch.stack(out, 1).tolist(), lengths, strict=True):
-        row = row[:length]
-        texts.append(lm.tokenizer.decode(row[: row.index(end)] if end in row else row))
-    return texts
+    return [lm.tokenizer.decode(row[: row.index(end)] if end in row else row) for row in said]
