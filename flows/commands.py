@@ -26,6 +26,9 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
         add_edit: adds the arguments of `metake edit`, which `plan` shares.
     """
     _command(commands, "models", "the tree of versions", run_models)
+    look = _command(commands, "inspect", "what a model is to the method: its parts, its preset, or why it cannot be edited", run_inspect)
+    look.add_argument("model", metavar="MODEL", help="model folder or hub id; only config and tokenizer are read")
+    look.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
     _register_versions(commands)
     _register_undo(commands)
     plan = commands.add_parser(
@@ -101,6 +104,15 @@ def run_models(given: argparse.Namespace) -> int:
 
     print(models_text(_database(given)))
     return 0
+
+
+def run_inspect(given: argparse.Namespace) -> int:
+    """Says what a model is to the method."""
+    from flows.inspect import inspect_text
+
+    text, editable = inspect_text(given.model, trust_remote_code=given.trust_remote_code)
+    print(text)
+    return 0 if editable else 2
 
 
 def run_show(given: argparse.Namespace) -> int:
