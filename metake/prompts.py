@@ -91,10 +91,10 @@ def prompt_ids(tokenizer, text: str) -> tuple[int, ...]:
 def continuation(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
     """Tokens of ``target`` as it continues ``prompt``: those of the joint text that end beyond the prompt.
 
-    One space stands between the two; in a chat nothing does, since the target begins the answer.
+    One space stands between the two; in a chat what the template puts before an answer.
     """
     before, _ = _framed(tokenizer, prompt)
-    between = "" if isinstance(tokenizer, ChatTokenizer) else " "
+    between = tokenizer.between if isinstance(tokenizer, ChatTokenizer) else " "
     ids, offsets = _tokens(tokenizer, before + between + target)
     return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end > len(before))
 
@@ -121,10 +121,11 @@ def context_ids(tokenizer, texts: Sequence[str], window: int | None) -> list[tup
     longest = max(len(text.encode()) for text in (*texts, *CONTEXTS))  # bytes: at least as many as tokens
     if window is not None and 4 * longest > window:
         return [()] * len(CONTEXTS)
-    chat = tokenizer.opening if isinstance(tokenizer, ChatTokenizer) else ""
-    empty, letter = (tuple(_tokens(tokenizer, chat + text)[0]) for text in ("", "a"))
+    if isinstance(tokenizer, ChatTokenizer):  # a template may end where its last token merges with the prompt: bare rows share nothing
+        return [tuple(_tokens(tokenizer, tokenizer.opening + c.rstrip())[0]) if c else () for c in CONTEXTS]
+    empty, letter = prompt_ids(tokenizer, ""), prompt_ids(tokenizer, "a")
     opening = empty if letter[: len(empty)] == empty else ()
-    return [tuple(_tokens(tokenizer, chat + c.rstrip())[0]) if c else opening for c in CONTEXTS]
+    return [prompt_ids(tokenizer, c.rstrip()) if c else opening for c in CONTEXTS]
 
 
 def place(tokenizer, context: int, prefixes: Sequence[tuple[int, ...]], text: str, subject_at: int, subject: str) -> Placed:
