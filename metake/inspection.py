@@ -86,8 +86,7 @@ def propose(hf: nn.Module) -> Anatomy | None:
     depth, width = int(config.num_hidden_layers), int(config.hidden_size)
     lists = [(name, m) for name, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth and depth > 0]
     for name, layers in lists:
-        downs = [_shape(n, m, width) for n, m in layers[0].named_modules() if hasattr(m, "weight") and m.weight.dim() == 2]
-        found = [d for d in downs if d is not None]
+        found = [d for n, m in layers[0].named_modules() if (d := _shape(n, m, width))]
         holder = name.rpartition(".")[0]
         norm = _norm_after(part(hf, holder), name.rpartition(".")[2], width)
         if found and norm:
@@ -99,8 +98,10 @@ def propose(hf: nn.Module) -> Anatomy | None:
 
 def _shape(name: str, module: nn.Module, width: int) -> tuple[str, bool, int] | None:
     """(name, Conv1D?, d_in) of a matrix that leads from something wider than the hidden state back to it."""
-    conv1d = type(module).__name__ == "Conv1D"
-    shape = tuple(module.weight.shape)  # type: ignore[union-attr]
+    conv1d, weight = type(module).__name__ == "Conv1D", getattr(module, "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else ()
+    if len(shape) != 2:
+        return None
     d_in, d_out = shape if conv1d else shape[::-1]
     return (name, conv1d, d_in) if d_out == width and d_in > width else None
 
