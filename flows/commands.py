@@ -190,9 +190,14 @@ def run_plan(given: argparse.Namespace) -> int:
     from flows.job import Job
     from flows.plan import make_plan, plan_text
 
-    ours = ("do", "quiet", "verbose", "out_plan", "plan")
+    ours = ("do", "memory", "quiet", "verbose", "out_plan", "plan")
     asked = {name: value for name, value in vars(given).items() if name not in ours}
-    plan = make_plan(Job.make(**{**asked, "settings": dict(given.settings)}))
+    job = Job.make(**{**asked, "settings": dict(given.settings)})
+    if given.memory:
+        from flows.inspect import memory_text
+
+        print(memory_text(job) + "\n")
+    plan = make_plan(job)
     print(plan_text(plan))
     if given.out_plan:
         Path(given.out_plan).write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flows.job import Job
     from metake.inspection import Inspection
 
 
@@ -44,3 +45,18 @@ def _facts(found: Inspection) -> list[str]:
         return []
     width = max(len(name) for name, _ in found.facts)
     return ["", *(f"{name.rjust(width)}  {value}" for name, value in found.facts)]
+
+
+def memory_text(job: Job) -> str:
+    """What an edit needs of memory, part by part.
+
+    Raises:
+        InputError: as `metake.inspection.memory`.
+    """
+    from metake.budget import in_words
+    from metake.inspection import memory
+
+    parts = memory(job.model, job.method, job.overrides, batch=job.batch_size, dtype=job.dtype)
+    width = max(map(len, parts))
+    lines = (f"  {name.ljust(width)}  {in_words(size)}" for name, size in parts.items())
+    return "\n".join([f"Memory of {job.model_name} in {job.dtype}, at most:", *lines])

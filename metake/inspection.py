@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from metake.anatomy import FAMILIES, Anatomy, part, refusal
+from metake.anatomy import FAMILIES, Anatomy, anatomy_of, part, refusal
+from metake.budget import Shape, budget, in_words
 from metake.errors import InputError
 from metake.loading import bos_habit, check_quantisation, read_config, read_tokenizer
 from metake.model import softcap_of, window_of
@@ -62,7 +63,7 @@ def inspect(source: str | Path, **options: Any) -> Inspection:
     anatomy = FAMILIES.get(family) or propose(hf)
     if anatomy is None:
         return Inspection(family, False, "no list of layers with an MLP's down-projection was found in it", None, [])
-    facts = [*_parts(hf, anatomy), *_reading(source, options), *_plan(hf)]
+    facts = [*_parts(hf, anatomy), *_reading(source, options), *_plan(hf, anatomy)]
     return Inspection(family, family in FAMILIES, None, anatomy, facts)
 
 
@@ -162,15 +163,32 @@ def _reading(source: str | Path, options: dict[str, Any]) -> list[tuple[str, str
     return [("tokenizer", f"{len(tokenizer)} tokens; {bos_habit(tokenizer)}; {chat}")]
 
 
-def _plan(hf: Any) -> list[tuple[str, str]]:
+def _plan(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:
     """What `metake edit` would take if nothing is asked for."""
     config = hf.config.get_text_config(decoder=True)
     settings = make_settings("metake", config)
     preset = preset_for(config)
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    needed = {t: budget(Shape.of(hf, anatomy), settings, batch=100, dtype=t, stored=stored)["in all"] for t in ("float32", "bfloat16")}
     return [
         ("preset", f"{preset['name']}: {preset['source']}" if preset else "none: layers by depth, the rest as in metake/settings.py"),
         ("layers to edit", ", ".join(map(str, settings.layers))),
+        ("memory", "at most " + ", ".join(f"{in_words(size)} in {dtype}" for dtype, size in needed.items()) + " (batches of 100)"),
     ]
+
+
+def memory(source: str | Path, method: str, overrides: dict[str, Any], *, batch: int, dtype: str) -> dict[str, int]:
+    """The budget of an edit, in bytes by part: see `budget.budget`. No weight is read.
+
+    Raises:
+        InputError: the model's config cannot be read or its family is not supported, or a setting is wrong.
+    """
+    config = read_config(source)
+    anatomy = anatomy_of(config)
+    check_quantisation(config, source)
+    settings = make_settings(method, config, **overrides)
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return budget(Shape.of(_without_weights(config, False), anatomy), settings, batch=batch, dtype=dtype, stored=stored)
 
 
 def as_row(family: str, anatomy: Anatomy) -> str:

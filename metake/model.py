@@ -222,7 +222,7 @@ class LanguageModel:
         """Makes the changes part of the model, which is then what loading a saved checkpoint of it would give, bit for bit."""
         self.round_to_stored()
         self._originals, self._changes = {}, {}
-        self.tensors = tensor_hashes(_cast(self.hf.state_dict(), self.stored_dtype))
+        self.tensors = tensor_hashes(self.hf.state_dict(), self.stored_dtype)
         self.fingerprint = fingerprint_of(self.hf.config, self.tensors)
 
     # -- disk ----------------------------------------------------------------------------------------------------------------
@@ -265,11 +265,12 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: made.setdefault((t.data_ptr(), t.shape), t.to(dtype) if t.is_floating_point() else t) for name, t in state.items()}
 
 
-def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 over dtype, shape and bytes of every tensor, by name."""
+def tensor_hashes(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
+    """SHA-256 over dtype, shape and bytes of every tensor, by name; of those tensors in another dtype, cast one at a time."""
     found = {}
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
+        tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         found[name] = digest.hexdigest()
