@@ -83,7 +83,7 @@ def propose(hf: nn.Module) -> Anatomy | None:
 
     Shapes do not tell a norm after the MLP from one before it: it is taken from its name, and is to be checked.
     """
-    config: Any = hf.config
+    config: Any = hf.config.get_text_config(decoder=True)  # type: ignore[operator]
     depth, width = int(config.num_hidden_layers), int(config.hidden_size)
     lists = [(name, m) for name, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth and depth > 0]
     for name, layers in lists:

@@ -54,6 +54,14 @@ def test_an_unknown_family_gets_a_row_to_add(family, down, norm, tmp_path):
     assert as_row(family, found.anatomy).startswith(f'"{family}": Anatomy(layers="')
 
 
+def test_a_model_with_images_gets_the_row_of_its_text_decoder(tmp_path):
+    eyes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 28}
+    found = inspect(saved(tmp_path, "gemma3", text_config={"vocab_size": 64, **TINY["gemma3_text"]}, vision_config=eyes))
+    assert not found.known and found.anatomy == replace(
+        FAMILIES["gemma3_text"], layers="model.language_model.layers", norm="model.language_model.norm", softcap=None
+    )
+
+
 def test_a_proposed_row_is_python_that_makes_the_anatomy():
     from metake.anatomy import Anatomy
 

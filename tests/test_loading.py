@@ -55,7 +55,7 @@ def test_offline_an_id_that_is_not_there_is_named_with_the_download(shell):
 def test_code_that_a_model_brings_is_not_run(saved):
     (saved / "own.py").write_text("raise SystemExit('was run')")
     change(saved, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
-    with pytest.raises(InputError, match=r"Python code of its own, which is not run unasked.*--trust-remote-code"):
+    with pytest.raises(InputError, match=r"Python code of its own, which is not run unasked.*trust_remote_code=True"):
         load_model(saved)
 
 
