@@ -120,6 +120,7 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
     add("--evaluate", action=argparse.BooleanOptionalAction, default=True, help="measure before, at write and after (default: yes)")
     add("--plan", metavar="FILE", help="run exactly what `metake plan --out-plan FILE` settled; no other option is needed")
+    add("--memory", action="store_true", help="first print what the edit needs of memory, part by part")
     add("--quiet", action="store_true", help="only the table at the end")
     add("--verbose", action="store_true", help="also Prefect's own lines, and tracebacks")
     _add_home(command)
@@ -146,7 +147,7 @@ def run_edit(given: argparse.Namespace) -> int:
     from flows.job import Job
     from flows.progress import REPORTER, for_terminal
 
-    only_here = ("do", "plan", "quiet", "verbose")
+    only_here = ("do", "memory", "plan", "quiet", "verbose")
     asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in only_here}
     asked["settings"] = dict(given.settings)
     if given.plan:
@@ -155,6 +156,10 @@ def run_edit(given: argparse.Namespace) -> int:
         asked = plan_arguments(given.plan)
     job = Job.make(**asked)
     found = job.check()
+    if given.memory:
+        from flows.inspect import memory_text
+
+        print(memory_text(job))
     reporter = for_terminal(quiet=given.quiet)
     reporter.line(f"{len(found.requests)} requests read from {job.requests}; editing {job.model_name} with {job.method}")
 

@@ -26,6 +26,9 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
         add_edit: adds the arguments of `metake edit`, which `plan` shares.
     """
     _command(commands, "models", "the tree of versions", run_models)
+    look = _command(commands, "inspect", "what a model is to the method: its parts, its preset, or why it cannot be edited", run_inspect)
+    look.add_argument("model", metavar="MODEL", help="model folder or hub id; only config and tokenizer are read")
+    look.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
     _register_versions(commands)
     _register_undo(commands)
     plan = commands.add_parser(
@@ -103,6 +106,15 @@ def run_models(given: argparse.Namespace) -> int:
     return 0
 
 
+def run_inspect(given: argparse.Namespace) -> int:
+    """Says what a model is to the method."""
+    from flows.inspect import inspect_text
+
+    text, editable = inspect_text(given.model, trust_remote_code=given.trust_remote_code)
+    print(text)
+    return 0 if editable else 2
+
+
 def run_show(given: argparse.Namespace) -> int:
     """Shows one run."""
     from flows.show import run_text
@@ -178,9 +190,14 @@ def run_plan(given: argparse.Namespace) -> int:
     from flows.job import Job
     from flows.plan import make_plan, plan_text
 
-    ours = ("do", "quiet", "verbose", "out_plan", "plan")
+    ours = ("do", "memory", "quiet", "verbose", "out_plan", "plan")
     asked = {name: value for name, value in vars(given).items() if name not in ours}
-    plan = make_plan(Job.make(**{**asked, "settings": dict(given.settings)}))
+    job = Job.make(**{**asked, "settings": dict(given.settings)})
+    if given.memory:
+        from flows.inspect import memory_text
+
+        print(memory_text(job) + "\n")
+    plan = make_plan(job)
     print(plan_text(plan))
     if given.out_plan:
         Path(given.out_plan).write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

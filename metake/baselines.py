@@ -117,7 +117,7 @@ def one_by_one_targets(editor: Editor, requests: Sequence[Request], together_wit
     for i, request in enumerate(requests):
         with editor.lm.edited({layer: (r, q[:, :i])}):
             made.append(alone.targets([request]))
-        r = torch.cat([r, made[-1].planned.to(r)], 1)
+        r = torch.cat([r, editor.lm.before_norm(layer, keys[:, i : i + 1], made[-1].planned.to(r))], 1)
         if progress:
             progress(i + 1, len(requests))
     return Targets.join(made)
@@ -127,7 +127,8 @@ def _exact(editor: Editor, rows: KeyRows, planned: Tensor) -> Delta:
     """ΔW = Σ rᵢqᵢᵀ."""
     (layer,) = editor.settings.layers
     solved = solve_exactly(rows.keys([layer], {})[layer].nan_to_num(0.0, 0.0, 0.0), editor.priors[layer])
-    part = LayerDelta(planned.nan_to_num().float().cpu(), solved.q.float().cpu(), solved.keys.float().cpu())
+    r = editor.lm.before_norm(layer, solved.keys, planned.nan_to_num())
+    part = LayerDelta(r.float().cpu(), solved.q.float().cpu(), solved.keys.float().cpu())
     return Delta({layer: part}, {"layers": {str(layer): {"residual": solved.residual, "condition": solved.condition}}})
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from metake.anatomy import Anatomy, anatomy_of, part
+from metake.chat import ChatTokenizer
 from metake.errors import InputError
+from metake.loading import check_quantisation, check_vocabulary, check_weights, read_config, read_tokenizer, reading, where
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -55,10 +57,24 @@ class LanguageModel:
             stored_dtype,
         )
         self.tensors = dict(tensors or {})  # SHA-256 of each tensor of the checkpoint it was loaded from, by name
-        self.anatomy: Anatomy = anatomy_of(hf.config.model_type)
+        self.anatomy: Anatomy = anatomy_of(hf.config)
         self.layers: list[nn.Module] = list(part(hf, self.anatomy.layers).children())
+        self.decoder = part(hf, self.anatomy.layers.rpartition(".")[0])
+        self._check_own_weights()
         self._originals: dict[int, Tensor] = {}
         self._changes: dict[int, Tensor] = {}
+
+    def _check_own_weights(self) -> None:
+        """A write to a weight that several layers share would be a write to all of them."""
+        seen: dict[int, int] = {}
+        for layer in range(len(self.layers)):
+            first = seen.setdefault(self.weight(layer).data_ptr(), layer)
+            if first != layer:
+                raise InputError(
+                    f"layers {first} and {layer} share one down-projection: a fact written into one is written into both",
+                    place="--model",
+                    fix="use a model whose layers have weights of their own",
+                )
 
     # -- facts ---------------------------------------------------------------------------------------------------------------
     @property
@@ -86,12 +102,12 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """Most tokens the model can read at once."""
-        return int(self.config.max_position_embeddings)
+        return int(getattr(self.config, self.anatomy.context))
 
     @property
     def window(self) -> int | None:
         """How far back a layer with a sliding window can look, in tokens; None when all layers see everything."""
-        return getattr(self.config, "sliding_window", None) if getattr(self.config, "use_sliding_window", True) else None
+        return window_of(self.config, self.anatomy)
 
     def down(self, layer: int) -> nn.Module:
         """The down-projection of a layer: its input is the key."""
@@ -112,14 +128,34 @@ class LanguageModel:
         return self.head(part(self.hf, self.anatomy.norm)(hidden))
 
     def head(self, normed: Tensor) -> Tensor:
-        """Head over hidden states after the final norm."""
+        """Head over hidden states after the final norm, soft-capped where the family does that."""
         out = self.hf.get_output_embeddings()(normed)
+        cap = softcap_of(self.config, self.anatomy)
+        out = out if cap is None else cap * torch.tanh(out / cap)
         return out if out.dtype == torch.float64 else out.float()
 
     def run(self, ids: Tensor, mask: Tensor, positions: Tensor | None = None, cache: Any = None) -> Tensor:
         """The decoder without its head: hidden states after the final norm, (B, T, d)."""
         extra = {} if positions is None else {"position_ids": positions}
-        return self.hf.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra)[0]
+        return self.decoder(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra)[0]
+
+    @torch.no_grad()
+    def before_norm(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
+        """What the down-projection must add at ``keys`` (d_in, n) so that its layer's output moves by ``shift``, (d, n) both.
+
+        It is ``shift`` itself unless a norm stands between the two. An RMS norm with gain g makes g ∘ v / rms(v) of v, which has one
+        length whatever v is: no update reaches a state off that ellipsoid. The change δ ∘ rms(v) ∘ g / (g² + (g₀/10)²), with g₀ the root
+        mean square of g, is the first-order inverse, damped where a gain is too small to move anything; it gets the direction of
+        g ∘ v / rms(v) + δ, which the norm then scales back to its length. What is realised is measured after every layer, so the layers
+        above make up for what is missing; the rest shows as ``proxy_error``.
+        """
+        if self.anatomy.mlp_norm is None:
+            return shift
+        norm = part(self.layers[layer], self.anatomy.mlp_norm)
+        value = self.down(layer)(keys.T.to(self.dtype)).T.to(shift.dtype)  # (d, n)
+        gain = norm(torch.ones(1, self.width, dtype=self.dtype, device=self.device))[0].to(shift.dtype)
+        inverse = gain / (gain**2 + 0.01 * gain.square().mean())
+        return shift * inverse[:, None] * value.square().mean(0).sqrt()
 
     # -- changes -------------------------------------------------------------------------------------------------------------
     @contextmanager
@@ -186,7 +222,7 @@ class LanguageModel:
         """Makes the changes part of the model, which is then what loading a saved checkpoint of it would give, bit for bit."""
         self.round_to_stored()
         self._originals, self._changes = {}, {}
-        self.tensors = tensor_hashes(_cast(self.hf.state_dict(), self.stored_dtype))
+        self.tensors = tensor_hashes(self.hf.state_dict(), self.stored_dtype)
         self.fingerprint = fingerprint_of(self.hf.config, self.tensors)
 
     # -- disk ----------------------------------------------------------------------------------------------------------------
@@ -200,6 +236,19 @@ class LanguageModel:
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return fingerprint
+
+
+def window_of(config: Any, anatomy: Anatomy) -> int | None:
+    """How far back a layer with local attention can look, in tokens; None when every layer sees everything."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if kinds is not None and not any("sliding" in kind or "local" in kind for kind in kinds):
+        return None
+    return getattr(config, anatomy.window, None) if getattr(config, "use_sliding_window", True) else None
+
+
+def softcap_of(config: Any, anatomy: Anatomy) -> float | None:
+    """c of the soft-capped logits c·tanh(z/c), or None."""
+    return getattr(config, anatomy.softcap, None) if anatomy.softcap else None
 
 
 def product(change: Change, device: torch.device | str) -> Tensor:
@@ -216,11 +265,12 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: made.setdefault((t.data_ptr(), t.shape), t.to(dtype) if t.is_floating_point() else t) for name, t in state.items()}
 
 
-def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 over dtype, shape and bytes of every tensor, by name."""
+def tensor_hashes(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
+    """SHA-256 over dtype, shape and bytes of every tensor, by name; of those tensors in another dtype, cast one at a time."""
     found = {}
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
+        tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         found[name] = digest.hexdigest()
@@ -230,7 +280,8 @@ def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
 def fingerprint_of(config: Any, tensors: Mapping[str, str]) -> str:
     """SHA-256 over what a model computes: its config (but for loading dtype and versions) and the hash of every tensor."""
     skip = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "use_cache"}
-    digest = hashlib.sha256(repr(sorted((k, v) for k, v in config.to_dict().items() if k not in skip)).encode())
+    facts = {k: v for k, v in config.to_dict().items() if k not in skip}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())  # a saved config may order nested fields anew
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name]}".encode())
     return digest.hexdigest()
@@ -243,39 +294,55 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    chat: bool = False,
 ) -> LanguageModel:
     """Loads a decoder-only model and its tokenizer from a folder or a hub id.
 
     Args:
+        source: a folder, or a hub id; ``org/name@revision`` is the id at that revision.
         dtype: computing precision, one of ``float32``, ``bfloat16``, ``float64``. The checkpoint's own dtype is kept for saving.
+        chat: prompts are what a user says, in the tokenizer's chat template, and targets what the model answers.
 
     Raises:
-        InputError: unknown path or id, unsupported family, unknown dtype, a missing or slow tokenizer, or weights that hold NaN.
+        InputError: unknown path or id, unsupported family, unknown dtype, quantised or damaged weights, or a tokenizer that is missing,
+            slow, not the model's, or without the chat template that is asked for.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
-        raise InputError(f"unknown dtype '{dtype}'", place="--dtype", fix=f"use one of {', '.join(DTYPES)}")
+        reason = ": its range ends at 65504, which hidden states of many models pass (NaN)" if dtype in ("float16", "fp16", "half") else ""
+        raise InputError(f"unknown dtype '{dtype}'{reason}", place="--dtype", fix=f"use one of {', '.join(DTYPES)}")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = _reading(source, lambda: AutoConfig.from_pretrained(source, **options))
-    anatomy_of(config.model_type)
-    tokenizer = _load_tokenizer(source, options)
+    config = read_config(source, **options)
+    anatomy_of(config)
+    check_quantisation(config, source)
+    tokenizer = read_tokenizer(source, **options)
+    tokenizer = ChatTokenizer(tokenizer) if chat else tokenizer
     load: Any = AutoModelForCausalLM.from_pretrained
-    model, report = _reading(source, lambda: load(source, dtype="auto", output_loading_info=True, **options))
-    bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if bad:
-        raise InputError(f"the weight '{bad}' holds values that are not finite", place=str(source), fix="use an intact checkpoint")
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])[0]
-        raise InputError(f"the checkpoint lacks the weight '{missing}'", place=str(source), fix="use an intact checkpoint")
+    name, options["revision"] = where(source, revision)
+    model, report = reading(source, lambda: load(name, dtype="auto", output_loading_info=True, **options))
+    check_weights(model, report, source)
+    check_vocabulary(tokenizer, model, source)
     stored = next(model.parameters()).dtype
     tensors = tensor_hashes(model.state_dict())
     fingerprint = fingerprint_of(model.config, tensors)
-    name = Path(source).resolve().name if Path(source).exists() else str(source).rsplit("/", 1)[-1]
+    short = Path(source).resolve().name if Path(source).exists() else str(source).rsplit("/", 1)[-1]
     _fuse_gelu(model)
     hf: Any = model
     hf = hf.to(device=device, dtype=DTYPES[dtype])
-    return LanguageModel(hf, tokenizer, name=name, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
+    lm = LanguageModel(hf, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
+    _check_padding(lm)
+    return lm
+
+
+@torch.no_grad()
+def _check_padding(lm: LanguageModel) -> None:
+    """Some attention code takes its softmax in float32 whatever it computes in, and then a padded row in float64 is NaN."""
+    if lm.dtype == torch.float64:
+        two = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
+        if not bool(lm.run(two, torch.tensor([[0, 1]], device=lm.device), two).isfinite().all()):
+            problem = f"models of the family '{lm.config.model_type}' cannot compute in float64: their attention is written for float32"
+            raise InputError(problem, place="--dtype float64", fix="use float32")
 
 
 def _fuse_gelu(model: nn.Module) -> None:
@@ -284,27 +351,3 @@ def _fuse_gelu(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child).__name__ == "NewGELUActivation":
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def _reading(source: str | Path, load):
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"cannot be loaded as a model: {str(error).splitlines()[0]}",
-            place=f"--model {source}",
-            fix="give a folder that holds config.json and the weights, or a hub id that this machine has or can reach",
-        ) from error
-
-
-def _load_tokenizer(source: str | Path, options: dict):
-    from transformers import AutoTokenizer
-
-    tokenizer = _reading(source, lambda: AutoTokenizer.from_pretrained(source, **options))
-    if not tokenizer.is_fast:
-        raise InputError(
-            "its tokenizer gives no character offsets", place=f"--model {source}", fix="provide tokenizer.json (a fast tokenizer)"
-        )
-    if not tokenizer("A word")["input_ids"]:
-        raise InputError("its tokenizer knows no text", place=f"--model {source}", fix="put the tokenizer's files beside the weights")
-    return tokenizer

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metake.chat import ChatTokenizer
 from metake.errors import InputError
 
 #: Texts put before a prompt so that a key or a target does not depend on one wording. MEMIT samples such prefixes from the model
@@ -38,8 +39,31 @@ class Encoded:
     subject_last: int
 
 
+def _tokens(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character offsets of a text, with the special tokens that open one and without those that close one.
+
+    What a chat template puts around a prompt holds its own special tokens, so none are added.
+    """
+    chat = isinstance(tokenizer, ChatTokenizer)
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "add_special_tokens": not chat}
+    encoding = tokenizer(text, **options)
+    ids, offsets, special = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
+    if special and special[-1]:
+        mask = tokenizer("a", **options)["special_tokens_mask"]
+        closing = mask[::-1].index(0)
+        ids, offsets = ids[: len(ids) - closing], offsets[: len(offsets) - closing]
+    return ids, offsets
+
+
+def _framed(tokenizer, text: str) -> tuple[str, int]:
+    """A prompt as the model reads it, and where it begins in that: as it is, or as a user's words in the chat template."""
+    if isinstance(tokenizer, ChatTokenizer):
+        return tokenizer.opening + text + tokenizer.closing, len(tokenizer.opening)
+    return text, 0
+
+
 def encode_prompt(tokenizer, text: str, subject_at: int, subject: str) -> Encoded:
-    """Tokens of a prompt, special tokens as the tokenizer adds them, and where its subject ends.
+    """Tokens of a prompt, with the special tokens that the tokenizer opens a text with, and where its subject ends.
 
     The position comes from the offset mapping of the whole text, so tokens that merge across the subject's border are found.
 
@@ -50,23 +74,29 @@ def encode_prompt(tokenizer, text: str, subject_at: int, subject: str) -> Encode
     Raises:
         InputError: no token covers the subject.
     """
-    encoding = tokenizer(text, return_offsets_mapping=True)
-    begin, end = subject_at, subject_at + len(subject)
-    covering = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > begin]
+    whole, start = _framed(tokenizer, text)
+    ids, offsets = _tokens(tokenizer, whole)
+    begin, end = start + subject_at, start + subject_at + len(subject)
+    covering = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
     if not covering:
         raise InputError(f"no token of the prompt {text!r} covers the subject {subject!r}", fix="check the tokenizer's files")
-    return Encoded(tuple(encoding["input_ids"]), covering[-1])
+    return Encoded(tuple(ids), covering[-1])
 
 
 def prompt_ids(tokenizer, text: str) -> tuple[int, ...]:
     """Tokens of a prompt that has no subject to locate."""
-    return tuple(tokenizer(text)["input_ids"])
+    return tuple(_tokens(tokenizer, _framed(tokenizer, text)[0])[0])
 
 
 def continuation(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
-    """Tokens of ``target`` as it continues ``prompt`` after one space: those of the joint text that end beyond the prompt."""
-    encoding = tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
-    return tuple(i for i, (_, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True) if end > len(prompt))
+    """Tokens of ``target`` as it continues ``prompt``: those of the joint text that end beyond the prompt.
+
+    One space stands between the two; in a chat what the template puts before an answer.
+    """
+    before, _ = _framed(tokenizer, prompt)
+    between = tokenizer.between if isinstance(tokenizer, ChatTokenizer) else " "
+    ids, offsets = _tokens(tokenizer, before + between + target)
+    return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end > len(before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +121,8 @@ def context_ids(tokenizer, texts: Sequence[str], window: int | None) -> list[tup
     longest = max(len(text.encode()) for text in (*texts, *CONTEXTS))  # bytes: at least as many as tokens
     if window is not None and 4 * longest > window:
         return [()] * len(CONTEXTS)
+    if isinstance(tokenizer, ChatTokenizer):  # a template may end where its last token merges with the prompt: bare rows share nothing
+        return [tuple(_tokens(tokenizer, tokenizer.opening + c.rstrip())[0]) if c else () for c in CONTEXTS]
     empty, letter = prompt_ids(tokenizer, ""), prompt_ids(tokenizer, "a")
     opening = empty if letter[: len(empty)] == empty else ()
     return [prompt_ids(tokenizer, c.rstrip()) if c else opening for c in CONTEXTS]

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from metake.anatomy import part
 from metake.corpus import read_corpus
 from metake.demo import corpus_path, model_path, requests_path
 from metake.model import LanguageModel, load_model
@@ -19,7 +20,33 @@ torch.set_num_threads(1)
 
 #: One small configuration per family: grouped-query attention, and a sliding window shorter than the prompts.
 TINY = {
+    "gemma": {**_LLAMA_LIKE, "head_dim": 8, "pad_token_id": 0},
+    "gemma2": {
+        **_LLAMA_LIKE,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 4,
+        "final_logit_softcapping": 3.0,
+        "attn_logit_softcapping": 5.0,
+        "pad_token_id": 0,
+    },
+    "gemma3_text": {
+        **_LLAMA_LIKE,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "pad_token_id": 0,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 4,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 4,
+        "max_position_embeddings": 128,
+    },
     "gptj": {"n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
     "gpt_neox": {
         "hidden_size": 32,
@@ -29,6 +56,7 @@ TINY = {
         "max_position_embeddings": 128,
     },
     "llama": _LLAMA_LIKE,
+    "olmo2": {**_LLAMA_LIKE, "pad_token_id": 0},
     "mistral": {**_LLAMA_LIKE, "sliding_window": 4},
     "qwen2": _LLAMA_LIKE,
     "qwen3": {**_LLAMA_LIKE, "head_dim": 8},
@@ -52,13 +80,18 @@ def bundled() -> LanguageModel:
     return load_model(model_path())
 
 
-def tiny(family: str = "gpt2", dtype: torch.dtype = torch.float64, seed: int = 0) -> LanguageModel:
-    """A new model with random weights, large enough in scale that an edit changes what it says."""
+def tiny(family: str = "gpt2", dtype: torch.dtype = torch.float64, seed: int = 0, **changes) -> LanguageModel:
+    """A new model with random weights, large enough in scale that an edit changes what it says; norms after an MLP have uneven gains."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": len(tokenizer()), "bos_token_id": 0, "eos_token_id": 0, **TINY[family]}
+    shape = {"vocab_size": len(tokenizer()), "bos_token_id": 0, "eos_token_id": 0, **TINY[family], **changes}
     config = AutoConfig.for_model(family, initializer_range=0.2, **shape)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
-    return LanguageModel(model, tokenizer(), name=f"tiny-{family}", fingerprint="tiny", stored_dtype=dtype)
+    lm = LanguageModel(model, tokenizer(), name=f"tiny-{family}", fingerprint="tiny", stored_dtype=dtype)
+    if lm.anatomy.mlp_norm:
+        for layer in lm.layers:
+            gain = part(layer, lm.anatomy.mlp_norm).weight.data
+            gain += torch.rand(gain.shape).to(dtype) - 0.5
+    return lm
 
 
 @cache

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from metake.anatomy import FAMILIES, anatomy_of, part
 from metake.errors import InputError
@@ -38,4 +39,4 @@ def test_the_down_projection_writes_what_the_weight_says(family):
 
 def test_an_unsupported_family_is_named_with_those_that_are_supported():
     with pytest.raises(InputError, match=r"family 'bert' are not supported.*gpt2.*phi3"):
-        anatomy_of("bert")
+        anatomy_of(AutoConfig.for_model("bert"))

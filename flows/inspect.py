@@ -1,0 +1,62 @@
+"""`metake inspect MODEL`: what a model is to the method, as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flows.job import Job
+    from metake.inspection import Inspection
+
+
+def inspect_text(source: str, *, trust_remote_code: bool = False) -> tuple[str, bool]:
+    """What was found, and whether `metake edit` can edit the model.
+
+    Raises:
+        InputError: the model's config cannot be read.
+    """
+    from transformers.utils import logging
+
+    from metake.inspection import inspect
+
+    logging.set_verbosity_error()
+    found = inspect(source, trust_remote_code=trust_remote_code)
+    return "\n".join([*_verdict(source, found), *_facts(found)]), found.known and found.reason is None
+
+
+def _verdict(source: str, found: Inspection) -> list[str]:
+    from metake.inspection import as_row
+
+    if found.reason or found.anatomy is None:
+        return [f"{source}: family '{found.family}', cannot be edited: {found.reason}"]
+    if found.known:
+        return [f"{source}: family '{found.family}', supported"]
+    return [
+        f"{source}: family '{found.family}', not in the table of families. Its parts look like those below.",
+        "To support it, add this row to FAMILIES in metake/anatomy.py and a small model of it to TINY in tests/models.py,",
+        "then run python -m tests.families: it checks the row against the model as transformers runs it.",
+        "",
+        f"    {as_row(found.family, found.anatomy)}",
+    ]
+
+
+def _facts(found: Inspection) -> list[str]:
+    if not found.facts:
+        return []
+    width = max(len(name) for name, _ in found.facts)
+    return ["", *(f"{name.rjust(width)}  {value}" for name, value in found.facts)]
+
+
+def memory_text(job: Job) -> str:
+    """What an edit needs of memory, part by part.
+
+    Raises:
+        InputError: as `metake.inspection.memory`.
+    """
+    from metake.budget import in_words
+    from metake.inspection import memory
+
+    parts = memory(job.model, job.method, job.overrides, batch=job.batch_size, dtype=job.dtype)
+    width = max(map(len, parts))
+    lines = (f"  {name.ljust(width)}  {in_words(size)}" for name, size in parts.items())
+    return "\n".join([f"Memory of {job.model_name} in {job.dtype}, at most:", *lines])

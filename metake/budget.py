@@ -1,0 +1,65 @@
+"""How much memory an edit needs, from the model's shapes and the settings: told before anything is loaded.
+
+Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets and write
+come one after the other, so the whole is the first two and the largest of the other three. Upper estimates, but for what the allocator
+and the libraries take themselves (about half a gigabyte).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from metake.anatomy import Anatomy, part
+from metake.settings import Settings
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the sizes follow from: parameters, layers, d, d_in and the vocabulary's size."""
+
+    parameters: int
+    depth: int
+    width: int
+    inner: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, hf: Any, anatomy: Anatomy) -> Shape:
+        """The shape of a model, which may be without weights (on the meta device)."""
+        layers = list(part(hf, anatomy.layers).children())
+        down: Any = part(layers[0], anatomy.down)
+        d_in, d = down.weight.shape if anatomy.conv1d else down.weight.shape[::-1]
+        return cls(sum(p.numel() for p in hf.parameters()), len(layers), d, d_in, hf.get_input_embeddings().weight.shape[0])
+
+
+def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: str | None = None) -> dict[str, int]:
+    """Bytes by part, and ``in all``.
+
+    Args:
+        batch: requests learned and written together.
+        dtype, stored: precision that is computed in, and that of the checkpoint.
+    """
+    size, d, inner, m = BYTES[dtype], shape.width, shape.inner, len(settings.layers)
+    square, above = inner * inner, shape.depth - 1 - settings.layers[-1]
+    tokens = settings.batch_tokens
+    prior = 2 * 8 * square if settings.prior == "covariance" else 4 * square  # μC₀ and its factor; at most half a basis, float64
+    cost = 8 * square if settings.write_cost else 0
+    passing = tokens * (16 * d + 4 * inner) * size  # states and MLP of one layer, of all tokens that go through at once
+    head = tokens * shape.vocabulary * 4
+    parts = {
+        "weights": shape.parameters * max(size, BYTES.get(stored or dtype, size)),
+        "edited weights, as they were and their changes": m * d * inner * (size + 4),
+        "statistics: sums, spectrum": (2 * m + 5) * 8 * square + passing,
+        "targets: what is learned through": m * (prior + cost) + above * passing + 3 * head + batch * shape.vocabulary * 4,
+        "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
+    }
+    standing, others = list(parts.values())[:2], list(parts.values())[2:]
+    return {**parts, "in all": sum(standing) + max(others)}
+
+
+def in_words(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
