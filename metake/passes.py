@@ -58,11 +58,11 @@ class Contexts:
         """Columns that a context takes."""
         return self.rows.ids.shape[1]
 
-    def start(self, lm: LanguageModel, rows: Rows) -> tuple[DynamicCache, Callable[[], Tensor]]:
-        """A cache holding each row's context, and the pass that reads the rows after it."""
+    def start(self, lm: LanguageModel, rows: Rows, last: int) -> tuple[DynamicCache, Callable[[], Tensor]]:
+        """A cache holding each row's context, and the pass that reads the rows after it up to layer ``last``."""
         assert rows.context is not None
         cache = DynamicCache()
-        for layer in range(len(lm.layers)):
+        for layer in range(last + 1):
             keys, values = keys_values(self.cache, layer)
             cache.update(keys[rows.context], values[rows.context], layer)
         mask = torch.cat([self.rows.mask[rows.context], rows.mask], 1)
@@ -70,9 +70,9 @@ class Contexts:
         return cache, lambda: lm.run(rows.ids, mask, positions, cache)
 
 
-def _start(lm: LanguageModel, rows: Rows, contexts: Contexts | None) -> tuple[DynamicCache, Callable[[], Tensor]]:
+def _start(lm: LanguageModel, rows: Rows, contexts: Contexts | None, last: int) -> tuple[DynamicCache, Callable[[], Tensor]]:
     if contexts is not None:
-        return contexts.start(lm, rows)
+        return contexts.start(lm, rows, last)
     cache = DynamicCache()
     return cache, lambda: lm.run(rows.ids, rows.mask, rows.positions, cache)
 
@@ -104,7 +104,7 @@ def capture(
     ends = [] if hidden_layer is None else [(lm.layers[hidden_layer], keep_hidden)]
     with hooks([(lm.down(l), keep_key(l)) for l in key_layers], before=True), hooks(ends):
         try:
-            _start(lm, rows, contexts)[1]()
+            _start(lm, rows, contexts, max([*key_layers, -1 if hidden_layer is None else hidden_layer]))[1]()
         except _Stop:
             return keys, hidden[0] if hidden else None
     raise AssertionError("the model ended before the layers that were asked for")
@@ -161,7 +161,7 @@ class Segment:
         self._full = (rows.ids.shape[0], rows.ids.shape[1])
         self._calls: dict[int, tuple[tuple, dict]] = {}
         self.keys: dict[int, Tensor] = {}
-        cache, read = _start(lm, rows, contexts)
+        cache, read = _start(lm, rows, contexts, last)
         kept: dict[str, Tensor] = {}
 
         def keep_key(layer: int):

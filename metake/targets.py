@@ -107,15 +107,23 @@ class _Block:
         self.bare = torch.tensor([r.bare for r in rows], device=device)
         self.essence = torch.tensor([not r.target for r in rows], device=device)
         most = max(1, *(len(r.target) for r in rows))
-        self.token = torch.zeros(len(rows), most, dtype=torch.long, device=device)
-        self.weight = torch.zeros(len(rows), most, dtype=lm.work_dtype, device=device)
-        self.column = torch.zeros_like(self.token)
+        token = torch.zeros(len(rows), most, dtype=torch.long)  # filled here and moved once: each write into a GPU's tensor is a copy
+        weight, column = torch.zeros(len(rows), most, dtype=lm.work_dtype), torch.zeros_like(token)
         for i, r in enumerate(rows):
             n = len(r.target)
-            self.token[i, :n] = torch.tensor(r.target, dtype=torch.long)
-            self.weight[i, :n] = 1 / (max(n, 1) * len(CONTEXTS))
-            self.column[i, :n] = torch.arange(n) + len(r.ids) - r.pivot - n
+            token[i, :n] = torch.tensor(r.target, dtype=torch.long)
+            weight[i, :n] = 1 / (max(n, 1) * len(CONTEXTS))
+            column[i, :n] = torch.arange(n) + len(r.ids) - r.pivot - n
+        self.token, self.weight, self.column = token.to(device), weight.to(device), column.to(device)
         self.before: Tensor | None = None  # log-probabilities at the essence prompts before the edit, (essence rows, V)
+        self._find()
+
+    def _find(self) -> None:
+        """Where the loss is read, looked up once and not at every step: a GPU is waited for each time."""
+        row, place = self.weight.nonzero(as_tuple=True)
+        self.asked = (row, self.column[row, place], self.token[row, place], self.weight[row, place])
+        self.essences = self.essence.nonzero().flatten()
+        self.count = torch.arange(len(row), device=row.device)
 
     def keep(self, active: Tensor) -> bool:
         """Drops the rows of requests that are done; false when none is left."""
@@ -128,6 +136,7 @@ class _Block:
             self.segment.keep(rows)
         for name in ("request", "bare", "essence", "token", "weight", "column"):
             setattr(self, name, getattr(self, name)[rows])
+        self._find()
         return len(rows) > 0
 
     def state(self) -> tuple[Tensor, Tensor]:
@@ -145,17 +154,17 @@ class _Block:
         hidden = self.segment.input.clone()
         hidden[:, 0] = hidden[:, 0] + shift[self.request].to(hidden.dtype)
         out = self.segment(hidden)
-        row, place = self.weight.nonzero(as_tuple=True)
-        chosen = out[row, self.column[row, place]]
+        row, column, token, weight = self.asked
+        chosen = out[row, column]
         if self.before is not None:
-            chosen = torch.cat([chosen, out[self.essence, 0]])
+            chosen = torch.cat([chosen, out[self.essences, 0]])
         log_p = log_softmax(self.lm.logits(chosen), -1)
-        nll = -log_p[torch.arange(len(row)), self.token[row, place]] * self.weight[row, place]
+        nll = -log_p[self.count, token] * weight
         total = torch.zeros(len(self.request), dtype=log_p.dtype, device=log_p.device).index_add(0, row, nll.to(log_p.dtype))
         if self.before is not None:
             after = log_p[len(row) :]
             divergence = (self.before.exp() * (self.before - after)).sum(-1)
-            total = total.index_add(0, self.essence.nonzero().flatten(), kl * divergence)
+            total = total.index_add(0, self.essences, kl * divergence)
         return total
 
 
@@ -181,6 +190,7 @@ class Problem:
             else:
                 block.before = before
         self.essence = [block.before for block in self.blocks]
+        self._active = len(requests)
 
     def keys(self) -> dict[int, Tensor]:
         """K (d_in, n) float64 of each edited layer, the mean over contexts, from the passes that made this problem."""
@@ -193,8 +203,9 @@ class Problem:
         return {layer: mean.T.contiguous() for layer, mean in means.items()}
 
     def keep(self, active: Tensor) -> None:
-        """Goes on with the active requests only (bool (n,))."""
-        self.blocks = [block for block in self.blocks if block.keep(active)]
+        """Goes on with the active requests only (bool (n,)); active ones never become more."""
+        if (count := int(active.sum())) < self._active:
+            self.blocks, self._active = [block for block in self.blocks if block.keep(active)], count
 
     def losses(self, shift: Tensor) -> tuple[Tensor, Tensor]:
         """NLLᵢ + κ KLᵢ (n,) at states moved by ``shift`` (n, d), and the gradient of their sum, ∂ℓ/∂R̂ as (n, d)."""
