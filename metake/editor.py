@@ -16,6 +16,7 @@ from copy import copy
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from metake import baselines
 from metake.delta import Delta
@@ -28,10 +29,10 @@ from metake.settings import Settings
 from metake.solvers import CovariancePrior, Memory, NullSpacePrior, Prior, Projector, solve
 from metake.statistics import Statistics
 from metake.targets import Learner, Problem, Targets
-from metake.write import KeyRows, shares_of, write_layers
+from metake.write import KeyRows, bystander_keys, shares_of, write_layers
 
 #: Changes when the numbers that the method produces may change; part of every artefact's identity.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 
 Progress = Callable[[int, int], None] | None
 
@@ -63,9 +64,10 @@ class Editor:
     def _prior(self, layer: int) -> Prior:
         """A of one layer with nothing remembered, λ and the null threshold scaled when they are relative."""
         s, facts, device = self.settings, self.statistics.layers[layer], self.lm.device
-        if s.prior == "covariance":
-            return CovariancePrior(facts.moment.to(device).double(), s.covariance_weight)
         energy = facts.key_energy
+        ridge = s.ridge * (energy if s.relative else 1)
+        if s.prior != "null_space":
+            return CovariancePrior(facts.moment.to(device).double(), s.covariance_weight, ridge if s.prior == "soft" else 0.0)
         threshold = s.null_threshold * (energy / len(facts.eigenvalues) if s.relative else 1)
         projector = Projector.near_null(facts.eigenvalues.to(device), facts.eigenvectors.to(device), threshold)
         if projector.rank == 0:
@@ -75,7 +77,7 @@ class Editor:
                 place="setting 'null_threshold'",
                 fix="raise it",
             )
-        return NullSpacePrior(projector, s.ridge * (energy if s.relative else 1))
+        return NullSpacePrior(projector, ridge)
 
     # -- upper level -----------------------------------------------------------------------------------------------------------
     def targets(self, requests: Sequence[Request], together_with: Sequence[Request] = (), progress: Progress = None) -> Targets:
@@ -91,11 +93,11 @@ class Editor:
         hidden, essence, keys = problem.hidden, problem.essence, problem.keys()
         sound = torch.stack([k.isfinite().all(0) for k in keys.values()]).all(0)
         keys = {l: torch.where(sound, k, 0.0) for l, k in keys.items()}  # a request that the model itself cannot read is written nowhere
-        priors = self._joined(together_with) if together_with else self.priors
+        priors = self._around(requests, together_with)
         writes = [solve(keys[l], priors[l]) for l in layers]
         gate = proxy_gate(writes, shares_of(layers), proxy=s.proxy, coupling=s.coupling)
-        moments = [self.statistics.layers[l].moment.to(self.lm.device).double() for l in layers] if s.write_cost else []
-        cost = write_cost(writes, shares_of(layers), moments) if s.write_cost else None
+        charged = s.write_cost or s.size_cost or s.memory_cost
+        cost = write_cost(writes, shares_of(layers), map(self._charge, layers)) if charged else None
         learner = Learner(hidden, gate, cost, s, sound)
         rows = KeyRows(self.lm, requests, s.batch_tokens) if s.rounds > 1 else None
         for round_, steps in enumerate(_split(s.steps, s.rounds)):
@@ -107,10 +109,23 @@ class Editor:
             learner.run(problem, steps, _offset(progress, round_ * (s.steps // s.rounds), s.steps))
         return learner.targets()
 
-    def _joined(self, others: Sequence[Request]) -> dict[int, Prior]:
-        """Priors whose A also holds the keys of the other requests of a joint write."""
-        keys = KeyRows(self.lm, others, self.settings.batch_tokens).keys(self.settings.layers, {})
-        return {l: prior.extended(keys[l]) for l, prior in self.priors.items()}
+    def _charge(self, layer: int) -> Tensor:
+        """ω_E C₀ + ω_U I + ω_M M of a layer, (d_in, d_in) float64: what its part of the write is charged for in the upper level."""
+        s = self.settings
+        matrix = s.write_cost * self.statistics.layers[layer].moment.to(self.lm.device).double()
+        matrix.diagonal().add_(s.size_cost)
+        return matrix + s.memory_cost * self.priors[layer].memory.dense(len(matrix), matrix) if s.memory_cost else matrix
+
+    def _around(self, requests: Sequence[Request], others: Sequence[Request] = ()) -> dict[int, Prior]:
+        """Priors of one write: A also holds the keys of the other requests that it is solved with, and ν times the bystanders."""
+        s, priors = self.settings, dict(self.priors)
+        if others:
+            keys = KeyRows(self.lm, others, s.batch_tokens).keys(s.layers, {})
+            priors = {l: p.extended(keys[l]) for l, p in priors.items()}
+        if s.bystanders:
+            keys = bystander_keys(self.lm, [*requests, *others], s.layers, s.batch_tokens)
+            priors = {l: p.extended(s.bystanders**0.5 * keys[l]) for l, p in priors.items()}
+        return priors
 
     # -- lower level -----------------------------------------------------------------------------------------------------------
     def write(self, requests: Sequence[Request], targets: Targets, progress: Progress = None) -> Delta:
@@ -122,7 +137,9 @@ class Editor:
         s = self.settings
         rows = KeyRows(self.lm, requests, s.batch_tokens)
         hidden = rows.hidden(s.layers[-1], {})
-        delta, realised, predicted = baselines.write(self, rows, requests, hidden, targets, progress)
+        editor = copy(self)
+        editor.priors = self._around(requests)
+        delta, realised, predicted = baselines.write(editor, rows, requests, hidden, targets, progress)
         if s.restraint != "none":
             delta = restrained(delta, self.lm, s, self._corrections)
             realised = rows.hidden(s.layers[-1], delta.changes) - hidden

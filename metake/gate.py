@@ -12,7 +12,7 @@ E = B C₀ Bᵀ (n × n); likewise B Bᵀ for the size of the update and B M B�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,10 +52,11 @@ def proxy_gate(writes: Sequence[LayerWrite], shares: Sequence[float], *, proxy: 
     return torch.diag(gate.diagonal()) if coupling == "diagonal" else gate
 
 
-def write_cost(writes: Sequence[LayerWrite], shares: Sequence[float], matrices: Sequence[Tensor | None]) -> Tensor:
+def write_cost(writes: Sequence[LayerWrite], shares: Sequence[float], matrices: Iterable[Tensor | None]) -> Tensor:
     """E = Σᵢ Tᵢ Bᵢ Cᵢ Bᵢᵀ Tᵢᵀ (n × n), so that tr(R E Rᵀ) is what the write costs; Cᵢ = None stands for the identity.
 
     With Cᵢ = C₀ it is the expected squared disturbance of general text, with I the size of the update, with M of the earlier edits.
+    Each matrix is asked for when its turn comes, so that a generator holds one of them at a time.
     """
     _, asked = transfer(writes, shares)
     total = torch.zeros_like(asked[0])

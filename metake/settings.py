@@ -18,10 +18,11 @@ class Settings:
 
     Attributes:
         layers: edited layers in ascending order; the last one is L, where targets are learned.
-        prior: ``null_space`` (AlphaEdit's A) or ``covariance`` (MEMIT's A).
+        prior: ``null_space`` (AlphaEdit's A), ``covariance`` (MEMIT's A) or ``soft`` (A = M + μC₀ + λI).
         ridge: λ; absolute, or a multiple of mean ‖k‖² when ``relative`` is true.
         null_threshold: eigenvalues of C₀ below it span the writable space; absolute, or a multiple of the mean eigenvalue.
         covariance_weight: μ.
+        bystanders: ν, what a write pays in A for the tokens of its own prompts that are not the subject's last: A + ν Σ k kᵀ.
         remember: whether keys written earlier enter A (the memory M).
         allocation: which of ``layers`` are written, and what each is asked for. ``spread``: all of them, layer i of m for 1/(m−i) of what
             then remains (MEMIT, AlphaEdit). ``last``: L alone, for everything. ``ends``: the first and the last, each for the whole of a
@@ -34,7 +35,9 @@ class Settings:
         proxy, coupling: see `gate.proxy_gate`.
         clamp: c of the trust region ‖R̂ᵢ‖ ≤ c‖hᵢ‖ on what is realised.
         amplification: c_max of the cap ‖Rᵢ‖ ≤ c_max‖hᵢ‖ on what is planned.
-        weight_decay: ω. kl: κ. write_cost: ω_E.
+        weight_decay: ω. kl: κ.
+        write_cost, size_cost, memory_cost: ω_E, ω_U and ω_M, what the upper level pays for disturbing general text, for the size of the
+            update, and for disturbing earlier edits (`gate.write_cost`).
         steps, learning_rate: of Adam over the targets, in all rounds together. stop_loss: a request below it is done.
         rounds: how often the loop closes over the real write (1: never).
         batch_tokens: suffix tokens that go through the model at once.
@@ -47,6 +50,7 @@ class Settings:
     null_threshold: float = 2e-2
     relative: bool = False
     covariance_weight: float = 15000.0
+    bystanders: float = 0.0
     remember: bool = True
     allocation: str = "spread"
     solver: str = "ridge"
@@ -61,6 +65,8 @@ class Settings:
     weight_decay: float = 0.5
     kl: float = 0.0625
     write_cost: float = 0.0
+    size_cost: float = 0.0
+    memory_cost: float = 0.0
     steps: int = 20
     learning_rate: float = 0.5
     stop_loss: float = 0.05
@@ -70,7 +76,7 @@ class Settings:
     length: int = 512
 
     def __post_init__(self) -> None:
-        _choose("prior", self.prior, ("null_space", "covariance"))
+        _choose("prior", self.prior, ("null_space", "covariance", "soft"))
         _choose("proxy", self.proxy, ("none", "final", "layers"))
         _choose("coupling", self.coupling, ("batch", "diagonal"))
         _choose("allocation", self.allocation, ("spread", "last", "ends"))
@@ -92,7 +98,7 @@ class Settings:
             raise InputError(f"must not be above 1, not {self.kept_share}", place="setting 'kept_share'", fix="give a share such as 0.4")
         if not self.log_base > 1:
             raise InputError(f"must be above 1, not {self.log_base}", place="setting 'log_base'", fix="give a base such as 2")
-        for name in ("weight_decay", "kl", "write_cost", "stop_loss"):
+        for name in ("weight_decay", "kl", "write_cost", "size_cost", "memory_cost", "bystanders", "stop_loss"):
             if getattr(self, name) < 0:
                 raise InputError(f"must not be negative, not {getattr(self, name)}", place=f"setting '{name}'", fix="give 0 or more")
         for name in ("steps", "rounds", "batch_tokens", "statistics_tokens", "length"):
@@ -113,13 +119,14 @@ class Settings:
         """The same settings with only those layers that the allocation writes.
 
         Raises:
-            InputError: a solver that writes one layer, once, with an allocation over several or with more rounds.
+            InputError: a solver that writes one layer, once, with an allocation over several, more rounds, or a change of its formula.
         """
-        if self.solver != "ridge" and (self.allocation != "last" or self.rounds > 1):
+        if self.solver != "ridge" and (self.allocation != "last" or self.rounds > 1 or self.bystanders):
             raise InputError(
-                f"'{self.solver}' writes one layer once, but allocation is '{self.allocation}' and rounds {self.rounds}",
+                f"'{self.solver}' writes one layer once, by its own formula, but allocation is '{self.allocation}', rounds {self.rounds} "
+                f"and bystanders {self.bystanders}",
                 place="setting 'solver'",
-                fix="set allocation=last and rounds=1",
+                fix="set allocation=last, rounds=1 and bystanders=0",
             )
         first, last = self.layers[:1], self.layers[-1:]
         written = {"spread": self.layers, "last": last, "ends": first if first == last else first + last}[self.allocation]

@@ -11,9 +11,10 @@ Symbols (d_in: input width of the down-projection, n: requests of the batch, N: 
 
     AlphaEdit (arXiv 2410.02355, eq. 14):  ΔW = R Kᵀ P ((KKᵀ + M) P + λI)⁻¹,    A = P M P + λI
     MEMIT     (arXiv 2210.07229, eq. 14):  ΔW = R Kᵀ (KKᵀ + M + μC₀)⁻¹,         A = M + μC₀
+    soft      (ours, between the two):     ΔW = R Kᵀ (KKᵀ + M + μC₀ + λI)⁻¹,    A = M + μC₀ + λI
 
 AlphaEdit's system is not symmetric as published, but ΔW lies in range(P), so ΔW = R K̃ᵀ (K̃K̃ᵀ + A)⁻¹ is the same matrix from a symmetric
-positive definite system. Both methods are then one formula with two choices of A:
+positive definite system. All of them are then one formula with different choices of A:
 
     S = K̃ᵀ A⁻¹ K̃,     Q = A⁻¹ K̃ (I + S)⁻¹,     ΔW = R Qᵀ,     ΔW K = R G  with  G = K̃ᵀ Q = S (I + S)⁻¹
 
@@ -148,10 +149,14 @@ class NullSpacePrior:
 
 @dataclass(frozen=True)
 class CovariancePrior:
-    """MEMIT's A = M + μC₀, and K̃ = K."""
+    """MEMIT's A = M + μC₀, or with a ridge the soft A = M + μC₀ + λI; K̃ = K.
+
+    The soft A charges a direction for what general text holds in it, where AlphaEdit's projector forbids it or lets it go free.
+    """
 
     moment: Tensor  # C₀ (d_in, d_in) float64
     weight: float  # μ
+    ridge: float = 0.0  # λ
     memory: Memory = Memory()
 
     def extended(self, keys: Tensor) -> CovariancePrior:
@@ -162,11 +167,13 @@ class CovariancePrior:
 
     @cached_property
     def _matrix(self) -> Tensor:
-        return self.memory.dense(len(self.moment), self.moment) + self.weight * self.moment
+        matrix = self.memory.dense(len(self.moment), self.moment) + self.weight * self.moment
+        matrix.diagonal().add_(self.ridge)
+        return matrix
 
     @cached_property
     def _factor(self) -> Tensor:
-        return factorise(self._matrix, "M + μC₀")
+        return factorise(self._matrix, "M + μC₀ + λI" if self.ridge else "M + μC₀")
 
     def inverse(self, x: Tensor) -> Tensor:
         """A⁻¹ x for x (d_in, n)."""
@@ -188,7 +195,8 @@ class LayerWrite:
         keys: K (d_in, n) float64.
         q: Q (d_in, n) float64.
         residual: ‖(K̃K̃ᵀ + A) Q − K̃‖ / ‖K̃‖, how well the system was solved (of exact writes: the largest |kᵢᵀqᵢ − 1|).
-        condition: condition number of I + S from below (squared ratio of the factor's diagonal).
+        condition: condition number, from below, of the matrix that was factorised (squared ratio of the factor's diagonal): I + S of
+            the dual, K̃K̃ᵀ + A of the primal.
     """
 
     keys: Tensor
@@ -232,11 +240,11 @@ def solve(keys: Tensor, prior: Prior) -> LayerWrite:
         s = projected.T @ a_inv_k
         factor = factorise((s + s.T) / 2 + torch.eye(n, dtype=s.dtype, device=s.device), "I + S")
         q = torch.cholesky_solve(a_inv_k.T, factor).T
-        diagonal = factor.diagonal()
-        condition = float((diagonal.max() / diagonal.min()) ** 2)
     else:
-        q = prior.extended(keys).inverse(projected)
-        condition = float("nan")
+        whole = prior.extended(keys)
+        q, factor = whole.inverse(projected), whole._factor
+    diagonal = factor.diagonal()
+    condition = float((diagonal.max() / diagonal.min()) ** 2)
     left = projected @ (projected.T @ q) + prior.forward(q) - projected
     residual = float(left.norm() / projected.norm().clamp_min(1e-300))
     return LayerWrite(keys, q, residual, condition)

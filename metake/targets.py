@@ -1,6 +1,6 @@
 """The upper level: the residual R that each request should plan, learned through the frozen gate of the write that will execute it.
 
-    min over R   Σᵢ [ NLL(o*ᵢ | hᵢ + R̂ᵢ) + κ KL(essence prompt, before ‖ after, at hᵢ + R̂ᵢ) + ω ‖R̂ᵢ‖ / ‖hᵢ‖² ] + ω_E tr(R E Rᵀ)
+    min over R   Σᵢ [ NLL(o*ᵢ | hᵢ + R̂ᵢ) + κ KL(essence prompt, before ‖ after, at hᵢ + R̂ᵢ) + ω ‖R̂ᵢ‖ / ‖hᵢ‖² ] + tr(R E Rᵀ)
     with         R̂ = R G                                  (gate.py; G = I gives MEMIT's and AlphaEdit's open-loop targets)
     subject to   ‖R̂ᵢ‖ ≤ c ‖hᵢ‖,   ‖Rᵢ‖ ≤ c_max ‖hᵢ‖
 
@@ -225,7 +225,7 @@ class Learner:
     Args:
         hidden: hᵢ, (n, d), of the model before the write.
         gate: G (n, n), frozen.
-        cost: E (n, n) or None.
+        cost: E (n, n), weights included, or None.
         sound: bool (n,), false for requests whose states are not finite to begin with; None when all are.
     """
 
@@ -276,7 +276,7 @@ class Learner:
         by_shift = torch.where(self.active, by_shift, 0.0)  # 0 · NaN is NaN: a diverged request must not reach the others through G
         gradient = by_shift @ self.gate.T  # ∂ℓ/∂R = (∂ℓ/∂R̂) Gᵀ, the structural gradient proxy
         if self.cost is not None:
-            gradient = gradient + 2 * self.settings.write_cost * self.planned @ self.cost
+            gradient = gradient + 2 * self.planned @ self.cost
         before = self.planned.clone()
         self.planned.grad = gradient
         self.optimizer.step()

@@ -17,7 +17,7 @@ from torch import Tensor
 from metake.delta import Delta, LayerDelta
 from metake.model import Change, LanguageModel
 from metake.passes import Contexts, capture
-from metake.prompts import CONTEXTS, Placed, Rows, by_budget, context_ids, lay_out, place
+from metake.prompts import CONTEXTS, Placed, Rows, by_budget, context_ids, encode_prompt, lay_out, place
 from metake.requests import Request
 from metake.solvers import LayerWrite, Prior, solve
 
@@ -71,6 +71,24 @@ class KeyRows:
                 assert hidden is not None
                 out[group.request] = hidden[:, group.rows.pivot].to(self.lm.work_dtype)
         return out.T
+
+
+def bystander_keys(lm: LanguageModel, requests: Sequence[Request], layers: Sequence[int], budget: int) -> dict[int, Tensor]:
+    """Keys (d_in, m) float64 of each layer at all m tokens of the bare prompts but the subjects' last, on the model as it is.
+
+    A write is meant for the subject's last token and reaches the words around it too, which other facts of the same kind share.
+    """
+    encoded = [encode_prompt(lm.tokenizer, r.prompt, r.subject_at, r.subject) for r in requests]
+    found: dict[int, list[Tensor]] = {l: [] for l in layers}
+    for group in by_budget([len(e.ids) for e in encoded], budget):
+        rows = lay_out([encoded[i].ids for i in group], [0] * len(group), lm.device)
+        beside = rows.mask.bool()
+        subject = torch.tensor([encoded[i].subject_last for i in group], device=lm.device)
+        beside[torch.arange(len(group), device=lm.device), rows.pivot + subject] = False
+        keys, _ = capture(lm, rows, layers)
+        for l in layers:
+            found[l].append(keys[l][beside].double())
+    return {l: torch.nan_to_num(torch.cat(k), posinf=0.0, neginf=0.0).T for l, k in found.items()}
 
 
 def shares_of(layers: Sequence[int]) -> list[float]:
