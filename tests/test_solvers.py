@@ -47,6 +47,18 @@ def test_memit_is_the_published_formula(n, earlier):
     assert found.residual < 1e-9
 
 
+@SIZES
+@MEMORIES
+def test_the_soft_prior_is_memits_formula_with_a_ridge(n, earlier):
+    values, vectors = random_spectrum(WIDTH)
+    moment, keys = (vectors * values) @ vectors.T, random_keys(WIDTH, n)
+    prior, dense = after(CovariancePrior(moment, MU, RIDGE), earlier)
+    found = solve(keys, prior)
+    wanted = memit(keys, RESIDUAL[:, :n], MU * moment + RIDGE * torch.eye(WIDTH, dtype=torch.float64), dense, 1.0)
+    assert relative_error(RESIDUAL[:, :n] @ found.q.T, wanted) < 1e-9
+    assert found.residual < 1e-9 and found.condition >= 1
+
+
 def test_rome_is_the_published_formula_one_request_after_another():
     """ΔW = (v − Wk)(C⁻¹k)ᵀ / (kᵀC⁻¹k), each v meant for the weight that the writes before it left."""
     values, vectors = random_spectrum(WIDTH)

@@ -13,7 +13,7 @@ from metake.solvers import solve
 from metake.targets import Learner, Problem, Targets
 from metake.write import KeyRows
 from tests.models import SETTINGS, request, requests, statistics, tiny
-from tests.oracles import alphaedit, memit, memory_of, relative_error, yardstick
+from tests.oracles import alphaedit, memit, memory_of, random_keys, relative_error, yardstick
 
 
 def shifts(n: int, scale: float = 0.3, seed: int = 0) -> Tensor:
@@ -61,31 +61,39 @@ def test_states_are_those_of_the_bare_prompts():
     assert relative_error(Problem(lm, asked, SETTINGS).hidden, KeyRows(lm, asked, 4096).hidden(2, {}).T) < 1e-12
 
 
-@pytest.mark.parametrize("prior", ["null_space", "covariance"])
+@pytest.mark.parametrize("prior", ["null_space", "covariance", "soft"])
 def test_the_proxys_gradient_is_autograd_through_the_whole_solve(prior):
     """One layer, keys frozen: R → ΔW by a dense LU → R̂ = ΔW K → the whole model, and back through all of it.
 
-    The Learner's gradient, with weight decay and write cost, has never seen the solver.
+    The Learner's gradient, with weight decay and the three costs of the write, has never seen the solver.
     """
     lm, asked, n = tiny(), requests(4), 4
-    settings = replace(SETTINGS, layers=(2,), prior=prior, relative=False, ridge=2.0, null_threshold=0.02, write_cost=0.3)
+    costs = {"write_cost": 0.3, "size_cost": 0.2, "memory_cost": 0.1}
+    settings = replace(SETTINGS, layers=(2,), prior=prior, relative=False, ridge=2.0, null_threshold=0.02, **costs)
     rows, facts = KeyRows(lm, asked, 4096), statistics().layers[2]
     editor, problem = Editor(lm, statistics(), settings), Problem(lm, asked, settings)
     keys, moment = rows.keys([2], {})[2], facts.moment.double()
+    earlier = random_keys(128, 3)
+    editor.priors[2] = editor.priors[2].extended(earlier)
     writes = [solve(keys, editor.priors[2])]
-    cost = write_cost(writes, [1.0], [moment])
+    cost = write_cost(writes, [1.0], map(editor._charge, [2]))
     learner = Learner(problem.hidden, proxy_gate(writes, [1.0], proxy="final", coupling="batch"), cost, settings)
     plan = shifts(n).T.contiguous()
     learner.planned.copy_(plan)
     learner.run(problem, 2)  # the second look makes no step, so the gradient that is left is the one at ``plan``
 
-    leaf, none = plan.clone().requires_grad_(), memory_of(None, 128)
-    projector = yardstick.projector_of(statistics(), 2, settings)
-    update = memit(keys, leaf, moment, none, 1.0) if prior == "covariance" else alphaedit(keys, leaf, projector, none, 2.0)
+    leaf, memory, eye = plan.clone().requires_grad_(), memory_of(earlier, 128), torch.eye(128, dtype=torch.float64)
+    mu = settings.covariance_weight
+    update = {
+        "null_space": lambda: alphaedit(keys, leaf, yardstick.projector_of(statistics(), 2, settings), memory, 2.0),
+        "covariance": lambda: memit(keys, leaf, moment, memory, mu),
+        "soft": lambda: memit(keys, leaf, mu * moment + 2.0 * eye, memory, 1.0),
+    }[prior]()
     realised = update @ keys
     norm = problem.hidden.norm(dim=1)
     decay = (settings.weight_decay * realised.norm(dim=0) / norm**2).sum()
-    whole = plain_losses(lm, asked, settings, realised.T).sum() + decay + settings.write_cost * torch.trace(update @ moment @ update.T)
+    charged = 0.3 * moment + 0.2 * eye + 0.1 * memory
+    whole = plain_losses(lm, asked, settings, realised.T).sum() + decay + torch.trace(update @ charged @ update.T)
     whole.backward()
     assert learner.planned.grad is not None and leaf.grad is not None
     assert relative_error(learner.planned.grad, leaf.grad) < 1e-6

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from metake.editor import Editor
+from metake.passes import hooks
+from metake.prompts import encode_prompt
+from metake.solvers import solve
 from metake.targets import Targets
-from metake.write import KeyRows, shares_of
+from metake.write import KeyRows, bystander_keys, shares_of
 from tests.models import SETTINGS, requests, statistics, tiny
 from tests.oracles import relative_error, yardstick
 
@@ -43,6 +46,41 @@ def test_keys_are_means_over_the_contexts_and_states_those_of_the_bare_prompt(fa
             wanted = yardstick.observed(lm, texts, lm.down(layer), inputs=True)[:-1].mean(0)
             assert relative_error(keys[layer][:, i], wanted) < 1e-9
         assert relative_error(hidden[:, i], yardstick.observed(lm, texts, lm.layers[2], inputs=False)[0]) < 1e-9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("budget", [1, 4096])
+def test_bystanders_are_all_tokens_of_the_prompts_but_the_subjects_last(family, budget):
+    lm, asked = tiny(family), requests(3)
+    found = bystander_keys(lm, asked, [1, 2], budget)
+    for layer in (1, 2):
+        wanted = []
+        for r in asked:
+            encoded = encode_prompt(lm.tokenizer, r.prompt, r.subject_at, r.subject)
+            keys: list[torch.Tensor] = []
+            with hooks([(lm.down(layer), lambda _m, args, _k, keep=keys: keep.append(args[0][0]))], before=True):
+                lm.hf(input_ids=torch.tensor([encoded.ids]))
+            wanted += [k for i, k in enumerate(keys[0]) if i != encoded.subject_last]
+        assert found[layer].shape == (lm.weight(layer).shape[1], len(wanted))
+        by_norm = [sorted(k.norm().item() for k in each) for each in (found[layer].T, wanted)]
+        assert by_norm[0] == pytest.approx(by_norm[1], rel=1e-9)
+        assert relative_error(found[layer] @ found[layer].T, torch.stack(wanted, 1) @ torch.stack(wanted, 1).T) < 1e-9
+
+
+@pytest.mark.parametrize("prior", ["null_space", "soft"])
+def test_bystanders_are_disturbed_less_the_more_a_write_pays_for_them(prior):
+    """Targets and write see the same A; ν Σ k kᵀ in it is what it says."""
+    lm, asked, targets = tiny(), requests(5), plan(5)
+    beside, moved = bystander_keys(lm, asked, [2], 4096)[2], []
+    for nu in (0.0, 1.0, 100.0):
+        editor = Editor(lm, statistics(), replace(SETTINGS, layers=(2,), prior=prior, bystanders=nu))
+        part = editor.write(asked, targets).layers[2]
+        moved.append(float((part.r @ (part.q.T @ beside.float())).norm()))
+        wanted = solve(KeyRows(lm, asked, 4096).keys([2], {})[2], editor.priors[2].extended(nu**0.5 * beside))
+        assert relative_error(part.q.double(), wanted.q) < FLOAT32
+        learned = editor.targets(asked)
+        assert [d["gate"] for d in learned.diagnostics] == pytest.approx(wanted.gate.diagonal().tolist(), rel=1e-6)
+    assert moved[0] > moved[1] > moved[2]
 
 
 @pytest.mark.parametrize("prior", ["null_space", "covariance"])

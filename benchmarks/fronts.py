@@ -1,0 +1,254 @@
+"""Every method's front: what an edit gains against what it costs, after all edits, as the trust region is swept.
+
+    python benchmarks/fronts.py --jobs 2                    100 records in one batch, then 1,000 in ten; table and figures
+    python benchmarks/fronts.py --scale 100 --methods metake,alphaedit
+    python benchmarks/fronts.py --draw                      table and figures again, from the points that are there
+    python benchmarks/fronts.py --development --methods metake --set bystanders=0.3     to choose settings
+
+A point is one method at one value of its swept setting, written batch after batch into the bundled model and measured at write (a fact's
+own batch) and after all batches. The harmonic mean is that of efficacy, generalisation and specificity. Points are kept one to a line in
+``--out`` as they are made, and a point that is there is not made again. Settings other than the swept one are those of the preset
+(`metake/presets/factlm-7m.json`), which were chosen with ``--development``: on records 1000–1499, which no table uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+KINDS, WAYS = ("efficacy", "generalisation", "specificity"), ("success", "accuracy", "exact")
+BATCH, FLOOR = 100, 90.0  # requests in a batch; the specificity at which methods are compared
+
+#: name in the table → method, settings beside the preset's, the swept setting and its values
+FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
+    "metake": ("metake", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.0)),
+    "metake, G = I": ("metake", {"proxy": "none", "write_cost": 0.0}, "clamp", (0.75, 1.0, 1.5)),
+    "metake, AlphaEdit's A": ("metake", {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0}, "clamp", (0.75, 1.0, 1.5)),
+    "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.0)),
+    "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.5, 2.0, 3.0)),
+    "memit": ("memit", {}, "clamp", (0.75, 1.0, 1.5, 2.0, 3.0)),
+    "alphaedit_blue": ("alphaedit_blue", {}, "clamp", (0.75, 1.5)),
+    "memit_blue": ("memit_blue", {}, "clamp", (0.75, 1.5)),
+    "rect": ("rect", {}, "clamp", (1.5,)),
+    "prune": ("prune", {}, "clamp", (1.5,)),
+    "rome": ("rome", {}, "clamp", (0.75,)),
+    "ft": ("ft", {}, "weight_bound", (5e-4, 2e-3)),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: so many records with one method at one value of its swept setting."""
+
+    front: str
+    method: str
+    swept: str
+    value: float
+    scale: int
+    settings: tuple[tuple[str, Any], ...]
+    development: bool
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.front, self.swept, self.value, self.scale, sorted(map(list, self.settings)), self.development])
+
+
+# -- one point ---------------------------------------------------------------------------------------------------------------------
+@cache
+def bench() -> tuple[Any, Any, tuple[str, ...]]:
+    """The bundled model, its statistics for all its preset's layers, and held-out text: once in a process."""
+    import torch
+
+    from flows.runtime import tune_allocator
+    from metake import demo
+    from metake.corpus import read_corpus
+    from metake.model import load_model
+    from metake.settings import make_settings
+    from metake.statistics import collect_statistics
+
+    torch.set_num_threads(1)
+    tune_allocator()
+    lm = load_model(demo.model_path())
+    s = make_settings("metake", lm.config)
+    known = collect_statistics(lm, read_corpus(demo.corpus_path()), s.layers, tokens=s.statistics_tokens, length=s.length)
+    return lm, known, tuple(read_corpus(demo.heldout_text_path()))
+
+
+def measure(point: Point) -> dict[str, Any]:
+    """Writes the records batch after batch and measures: at write, after all, perplexity before and after."""
+    from metake import demo
+    from metake.editor import Editor
+    from metake.evaluation import evaluate, perplexity, summary
+    from metake.requests import read_requests
+    from metake.settings import make_settings
+
+    lm, known, text = bench()
+    settings = make_settings(point.method, lm.config, **dict(point.settings), **{point.swept: point.value})
+    records = demo.dev_requests_path() if point.development else demo.requests_path()
+    requests = read_requests(records, limit=point.scale).requests
+    editor, at_write, began = Editor(lm, known, settings), [], time.perf_counter()
+    before, learning = perplexity(lm, text, length=settings.length), 0.0
+    for i in range(0, len(requests), BATCH):
+        batch, clock = requests[i : i + BATCH], time.perf_counter()
+        editor.apply(editor.write(batch, editor.targets(batch)))
+        learning += time.perf_counter() - clock
+        at_write += evaluate(lm, batch)
+    found = {"at_write": summary(at_write), "after": summary(evaluate(lm, requests))}
+    found |= {"perplexity_before": before, "perplexity": perplexity(lm, text, length=settings.length)}
+    editor.restore()
+    return {
+        "key": point.key,
+        "front": point.front,
+        "swept": point.swept,
+        "value": point.value,
+        "scale": len(requests),
+        "development": point.development,
+        **found,
+        "seconds": time.perf_counter() - began,
+        "seconds_per_edit": learning / len(requests),
+        "settings": settings.to_dict(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def make(points: Sequence[Point], out: Path, jobs: int) -> None:
+    """Makes the points that are not there yet, several at a time, and keeps each as soon as it is done."""
+    there = {row["key"] for row in read(out)}
+    todo = [p for p in points if p.key not in there]
+    print(f"{len(points)} points, {len(points) - len(todo)} of them there", flush=True)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, out.open("a") as file:
+        for done in as_completed([pool.submit(measure, p) for p in todo]):
+            row = done.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(line(row), flush=True)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The points made so far."""
+    return [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------------------
+def figures(measured: dict[str, float], way: str) -> str:
+    values = "/".join(f"{100 * measured[f'{kind}_{way}']:.1f}" for kind in KINDS)
+    return f"{values}, {100 * measured[f'harmonic_{way}']:.1f}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    cells = [f"{row['front']}, {row['swept']} {row['value']:g}", figures(row["at_write"], "success")]
+    cells += [figures(row["after"], way) for way in WAYS] + [f"{row['perplexity']:.0f}", f"{row['seconds_per_edit']:.2f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def at_floor(rows: Iterable[dict[str, Any]], name: str = "harmonic_success") -> float | None:
+    """The front's value at specificity (success) 90 %: the best point there, or between two points on a straight line.
+
+    None where no point of the front reaches that specificity.
+    """
+    points = sorted((100 * r["after"]["specificity_success"], 100 * r["after"][name]) for r in rows)
+    best = max((y for x, y in points if x >= FLOOR), default=None)
+    between = [a[1] + (b[1] - a[1]) * (FLOOR - a[0]) / (b[0] - a[0]) for a in points for b in points if a[0] < FLOOR <= b[0]]
+    return None if best is None else max([best, *between])
+
+
+def table(rows: Sequence[dict[str, Any]], scale: int) -> str:
+    """All points of one scale, and each front at the floor."""
+    of = {front: [r for r in rows if r["scale"] == scale and r["front"] == front] for front in FRONTS}
+    lines = [
+        f"{scale} records in {-(-scale // BATCH)} batch(es); efficacy/generalisation/specificity, harmonic mean, in %; perplexity before: "
+        f"{rows[0]['perplexity_before']:.0f}",
+        "",
+        "| front | at write: success | after all: success | accuracy | exact | perplexity | s/edit |",
+        "|---|---|---|---|---|---|---|",
+        *(line(r) for found in of.values() for r in sorted(found, key=lambda r: r["value"])),
+        "",
+        f"| front | harmonic mean at specificity {FLOOR:.0f} % (success) | of accuracy | of exact |",
+        "|---|---|---|---|",
+    ]
+    for front, found in of.items():
+        if found:
+            values = [at_floor(found, f"harmonic_{way}") for way in WAYS]
+            lines.append(f"| {front} | " + " | ".join("not reached" if v is None else f"{v:.1f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+# -- the figures -------------------------------------------------------------------------------------------------------------------
+def draw(rows: Sequence[dict[str, Any]], scale: int, folder: Path) -> Path:
+    """Harmonic mean and efficacy against specificity, one line per front."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "metake"  # the same points give the same file
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True)
+    for front in FRONTS:
+        found = sorted((r for r in rows if r["scale"] == scale and r["front"] == front), key=lambda r: r["value"])
+        if not found:
+            continue
+        x = [100 * r["after"]["specificity_success"] for r in found]
+        bold = {"linewidth": 2.6, "zorder": 3} if front == "metake" else {"linewidth": 1.1}
+        for panel, name in zip(panels, ("harmonic_success", "efficacy_success"), strict=True):
+            panel.plot(x, [100 * r["after"][name] for r in found], marker="o", markersize=4, label=front, **bold)
+    for panel, name in zip(panels, ("harmonic mean", "efficacy"), strict=True):
+        panel.axvline(FLOOR, color="grey", linestyle=":", linewidth=1)
+        panel.set(xlabel="specificity after all edits, success in %", ylabel=f"{name} after all edits, success in %")
+        panel.grid(alpha=0.25)
+    panels[0].legend(fontsize=7)
+    figure.suptitle(f"{scale:,} edits of factlm-7m in {-(-scale // BATCH)} batch{'es' if scale > BATCH else ''}; the trust region is swept")
+    figure.tight_layout()
+    path = folder / f"fronts-{scale}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=int, action="append", help="records, in batches of 100 (default: 100, then 1000)")
+    parser.add_argument("--methods", help=f"fronts, joined by semicolons or commas without a blank (default: all of {'; '.join(FRONTS)})")
+    parser.add_argument("--values", help="values of the swept setting instead of the listed ones, joined by commas")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting beside the preset's")
+    parser.add_argument("--development", action="store_true", help="records 1000-1499 instead, to choose settings by")
+    parser.add_argument("--jobs", type=int, default=1, help="points made at a time, one thread each (default 1)")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "fronts.jsonl", help="where points are kept")
+    parser.add_argument("--figures", type=Path, default=HERE.parent / "docs", help="folder of the figures")
+    parser.add_argument("--draw", action="store_true", help="make no points")
+    given = parser.parse_args()
+    names = [n.strip() for n in given.methods.split(";" if ";" in given.methods else ",") if n.strip()] if given.methods else list(FRONTS)
+    if unknown := [n for n in names if n not in FRONTS]:
+        parser.error(f"unknown front '{unknown[0]}': use {'; '.join(FRONTS)}")
+    beside = tuple(tuple(text.split("=", 1)) for text in given.settings)
+    points = [
+        Point(name, method, swept, value, scale, (*fixed.items(), *beside), given.development)
+        for scale in given.scale or [100, 1000]
+        for name in names
+        for method, fixed, swept, listed in [FRONTS[name]]
+        for value in (map(float, given.values.split(",")) if given.values else listed)
+    ]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if not given.draw:
+        make(points, given.out, given.jobs)
+    rows = [r for r in read(given.out) if r["key"] in {p.key for p in points}]
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; one thread a point, {given.jobs} at a time")
+    for scale in sorted({r["scale"] for r in rows}):
+        print("\n" + table(rows, scale))
+        if not given.development:
+            print(f"\nfigure: {draw(rows, scale, given.figures)}")
+
+
+if __name__ == "__main__":
+    main()
