@@ -5,40 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flows.lineage import Batch, Segment, lineage, requests_of, with_batches
 from flows.names import requests_named, run_named
+from flows.reasons import Explanation, count, number, percent, words
 from flows.show import columns_text
 from flows.versions import Home, add_deltas, load_base, settled
 from metake.errors import InputError
-from metake.requests import Request
 from metake.settings import Settings
 from storage import ArtifactStore, Database
 
 if TYPE_CHECKING:
     from metake.delta import Delta
-    from metake.diagnosis import Diagnosis, Said
     from metake.model import LanguageModel
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A diagnosis with what the record holds of the edit.
-
-    Attributes:
-        run: its row in `runs`. edit: its row in `edit_history`. batches: how many the run wrote.
-        subjects: of the requests that the diagnosis names, by content id.
-    """
-
-    run: Mapping[str, Any]
-    edit: Mapping[str, Any]
-    batches: int
-    request: Request
-    settings: Settings
-    diagnosis: Diagnosis
-    subjects: Mapping[str, str]
 
 
 def explain(home: Home, run: str, request: str) -> Explanation:
@@ -165,143 +146,17 @@ def _finite(value: Any) -> Any:
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-# -- words -------------------------------------------------------------------------------------------------------------------------------
-def words(e: Explanation) -> list[str]:
-    """Why, in sentences; the verdict first."""
-    from metake import diagnosis
-
-    d = e.diagnosis
-    tell = {
-        diagnosis.NO_TARGET: _no_target,
-        diagnosis.NO_ROOM: _no_room,
-        diagnosis.DISTURBED: _disturbed,
-        diagnosis.LOST: _lost,
-        diagnosis.KEPT: _kept,
-    }[d.verdict]
-    verdict = f"{d.verdict}, to batch {d.loss.batch}" if d.verdict == diagnosis.LOST and d.loss else d.verdict
-    return [verdict[0].upper() + verdict[1:] + ".", *tell(e), *_other_prompts(e)]
-
-
-def _no_target(e: Explanation) -> list[str]:
-    d, s = e.diagnosis, e.settings
-    if d.target is None:
-        said = f"Fine-tuning has no target to put in: it trains the weight itself, and the trained weight says {_quoted(d.at_write)}."
-        return [said, _learning(e), f"No weight may change by more than ε = {s.weight_bound:g}, in {s.steps} steps at most."]
-    said = f"Even with the target that was learned put in at the subject, the model says {_quoted(d.target)}."
-    opened = [f"So it does with a target learned alone and with the gate open: {_quoted(d.open_target)}."] if d.open_target else []
-    if e.edit["stop_reason"] == "diverged":
-        return [said, "Learning it diverged; its plan was set to zero and nothing was written for it."]
-    edge, length = f"clamp {s.clamp:g} × ‖h‖ = {s.clamp * d.lengths.hidden:.3g}", _number(d.lengths.predicted)
-    where = (
-        f"The target lies on the trust region, {edge}: a larger clamp lets it go further."
-        if d.lengths.clamped
-        else f"The target, of length {length}, lies inside the trust region, {edge}: more steps or a larger learning_rate may move it."
-    )
-    return [said, *opened, _learning(e), where]
-
-
-def _learning(e: Explanation) -> str:
-    loss, stop = e.edit["final_loss"], e.settings.stop_loss
-    return f"The loss ended at {_number(loss)} after {e.edit['steps']} steps, stopped by {e.edit['stop_reason']} (done below {stop:g})."
-
-
-def _no_room(e: Explanation) -> list[str]:
-    d, n = e.diagnosis, e.diagnosis.lengths
-    if d.target and d.target.holds:
-        first = f"The target works: put in at the subject, the model says {_quoted(d.target)}."
-        gap = f"But the write realised {_percent(n.share)} of it, and {_number(n.aside)} across it; with that put in instead: "
-        second = gap + f"{_quoted(d.realised)}."
-    else:
-        first = f"What the gate was predicted to let through does not do: with it put in, the model says {_quoted(d.target)}."
-        second = f"A target learned alone and with the gate open does: {_quoted(d.open_target)}."
-    cap = [f"The plan lies on the cap of amplification, {e.settings.amplification:g} × ‖h‖: it could not ask for more."] if n.capped else []
-    cost = [f"The plan was also held back by write_cost = {e.settings.write_cost:g}."] if e.settings.write_cost else []
-    return [first, second, _gates(e), *cap, *cost]
-
-
-def _gates(e: Explanation) -> str:
-    shown = ", ".join(f"layer {g.layer} {_percent(g.gate)}" for g in e.diagnosis.layers if g.gate is not None)
-    return f"Gate of each layer, what it lets through of what it is asked for: {shown}." if shown else "This update has no gate to show."
-
-
-def _disturbed(e: Explanation) -> list[str]:
-    d, n = e.diagnosis, e.diagnosis.lengths
-    said = f"the edited model says {_quoted(d.at_write)}."
-    if d.realised.holds:
-        first = f"What the write realised at the subject would do: put in alone, the model says {_quoted(d.realised)}. Yet {said}"
-        other = max((t for t in d.tokens if not t.subject), key=lambda t: t.share, default=None)
-        where = f"The subject's state moved by {_number(n.realised)}; elsewhere in the prompt the token most moved is "
-        return [first, where + f"'{other.token}', by {other.distance:.3g} ({_percent(other.share)} of its length)." if other else ""]
-    first = f"What was realised along the target would do: put in alone, the model says {_quoted(d.along)}. Yet {said}"
-    other = f"Other facts of the same write put {_number(n.aside)} across it at the subject ({_number(n.realised)} realised in all)."
-    return [first, other]
-
-
-def _lost(e: Explanation) -> list[str]:
-    d = e.diagnosis
-    assert d.loss is not None
-    later = next(step for step in d.later if step.batch == d.loss.batch)
-    moved = f"That batch moved the state at the subject by {later.moved:.3g}, {_percent(later.along)} of what had been realised along it"
-    back = "brings the answer back" if d.loss.restored.holds else "does not bring the answer back: other tokens were changed too"
-    return [
-        f"Right at write: {_quoted(d.at_write)}. After batch {d.loss.batch}: {_quoted(later.said)}.",
-        f"{moved} ({_number(d.lengths.realised)}). Putting that state alone back {back}: {_quoted(d.loss.restored)}.",
-    ]
-
-
-def _kept(e: Explanation) -> list[str]:
-    d = e.diagnosis
-    already = ["The model said so before the write."] if d.before.holds else []
-    last = d.later[-1].said if d.later else d.at_write
-    after = f"; after {_count(len(d.later), 'later batch', 'later batches')}: {_quoted(last)}" if d.later else ""
-    between = [f"In between it did not hold, first after batch {d.loss.batch}."] if d.loss else []
-    return [*already, f"Right at write: {_quoted(d.at_write)}{after}.", *between]
-
-
-def _other_prompts(e: Explanation) -> list[str]:
-    """Which rephrases fail and which neighbours were broken, and when."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for asked in e.diagnosis.prompts[1:]:
-        said = "fails" if asked.kind == "rephrase" else "was broken"
-        if asked.kind == "neighbour" and not asked.before.holds:
-            continue
-        if not asked.at_write.holds:
-            found.setdefault((asked.kind, f"{said} at write"), []).append(str(asked.number))
-        elif not asked.after.holds:
-            found.setdefault((asked.kind, f"{said} by later batches"), []).append(str(asked.number))
-    return [f"{kind.capitalize()} {', '.join(numbers)} {what}." for (kind, what), numbers in found.items()]
-
-
-def _quoted(said: Said | None) -> str:
-    if said is None:
-        return "nothing"
-    against = "" if said.other is None else f" against {said.other:.2f}"
-    return f"“{said.text.strip()}” (log P new {said.wanted:.2f}{against})"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g} %"
-
-
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
-
-
 # -- the page ----------------------------------------------------------------------------------------------------------------------------
 def explanation_text(e: Explanation) -> str:
     """A page: the verdict with its reasons, then the measurements."""
     r, edit = e.request, e.edit
-    place = f"batch {edit['batch']}, {_count(e.batches, 'batch', 'batches')} in all"
+    place = f"batch {edit['batch']}, {count(e.batches, 'batch', 'batches')} in all"
     head = [
         f"request   {r.id}  {r.content_id[:12]}  {r.subject}",
         f"fact      {r.prompt} → {r.target_new}" + (f" (before: {r.target_true})" if r.target_true else ""),
         f"run       {e.run['name']}, {e.run['method']}, {e.run['mode']}, {place}",
     ]
-    parts = ["\n".join(head), "\n".join(words(e)), _answers(e), _plan(e), _layers(e), _nearest(e), _prompts(e)]
+    parts = ["\n".join(head), "\n".join(words(e)), _answers(e), _plan(e), _layers(e), _nearest(e), _tokens(e), _prompts(e)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -316,7 +171,7 @@ def _answers(e: Explanation) -> str:
         ("at write", d.at_write),
         *((f"after batch {later.batch}", later.said) for later in d.later),
     ]
-    moved = {f"after batch {later.batch}": (later.moved, _percent(later.along)) for later in d.later}
+    moved = {f"after batch {later.batch}": (later.moved, percent(later.along)) for later in d.later}
     rows = [
         (what, _log(said.wanted), _log(said.other), "yes" if said.holds else "no", said.text.strip(), *moved.get(what, (None, None)))
         for what, said in steps
@@ -332,20 +187,20 @@ def _log(value: float | None) -> str:
 def _plan(e: Explanation) -> str:
     n, edit = e.diagnosis.lengths, e.edit
     shown = [
-        ("‖h‖", _number(n.hidden)),
-        ("gate (recorded)", _number(edit["gate"])),
-        ("planned ‖R‖", _number(n.planned) + (" (on the cap)" if n.capped else "")),
-        ("predicted ‖R̂‖", _number(n.predicted) + (" (on the clamp)" if n.clamped else "")),
-        ("realised", _number(n.realised)),
-        ("along, across R̂", f"{_percent(n.share)}, {_number(n.aside)}"),
-        ("proxy error", _percent(n.proxy_error)),
-        ("learning", f"{edit['steps']} steps, loss {_number(edit['final_loss'])}, stopped by {edit['stop_reason']}"),
+        ("‖h‖", number(n.hidden)),
+        ("gate (recorded)", number(edit["gate"])),
+        ("planned ‖R‖", number(n.planned) + (" (on the cap)" if n.capped else "")),
+        ("predicted ‖R̂‖", number(n.predicted) + (" (on the clamp)" if n.clamped else "")),
+        ("realised", number(n.realised)),
+        ("along, across R̂", f"{percent(n.share)}, {number(n.aside)}"),
+        ("proxy error", percent(n.proxy_error)),
+        ("learning", f"{edit['steps']} steps, loss {number(edit['final_loss'])}, stopped by {edit['stop_reason']}"),
     ]
     return "Plan\n" + "\n".join(f"  {name:<16}  {value}" for name, value in shown)
 
 
 def _layers(e: Explanation) -> str:
-    rows = [(g.layer, _percent(g.gate), g.asked) for g in e.diagnosis.layers if g.gate is not None]
+    rows = [(g.layer, percent(g.gate), g.asked) for g in e.diagnosis.layers if g.gate is not None]
     return "Layers\n" + columns_text(("layer", "gate", "asked"), rows) if rows else ""
 
 
@@ -361,6 +216,18 @@ def _nearest(e: Explanation) -> str:
     ]
     header = ("subject", "request", *(f"cos {name}" for name in names), *(f"push {name}" for name in names))
     return f"Nearest keys of batch {loss.batch}\n" + columns_text(header, rows)
+
+
+def _tokens(e: Explanation) -> str:
+    """Only of an edit that was disturbed."""
+    tokens = e.diagnosis.tokens
+    if not any(t.back for t in tokens):
+        return ""
+    rows = []
+    for t in tokens:
+        back = (_log(t.back.wanted), "yes" if t.back.holds else "no") if t.back else ("", "the subject")
+        rows.append((f"“{t.token}”", t.distance, percent(t.share), *back))
+    return "Tokens moved by the write\n" + columns_text(("token", "moved", "of its length", "put back: log P new", "holds"), rows)
 
 
 def _prompts(e: Explanation) -> str:

@@ -18,16 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metake.delta import Delta, LayerDelta
-from metake.evaluation.answers import ask
 from metake.model import Change, LanguageModel
-from metake.passes import capture, first_tensor, hooks
-from metake.prompts import encode_prompt, lay_out
+from metake.probe import Probe, Said, prompts_of
 from metake.requests import Request
 from metake.settings import Settings
 from metake.targets import Learner, Problem, Targets
@@ -39,22 +36,6 @@ LOST = "written and later lost"
 KEPT = "written and kept"
 
 NEAREST = 3  # requests of a batch that are named for having taken an edit away
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a model says to one prompt.
-
-    Attributes:
-        wanted, other: mean log-probability per token, in nats, of the answer that is wanted there and of the one it competes with.
-        holds: the wanted answer is the likelier one; where there is no other, the greedy text begins with it.
-        text: greedy generation.
-    """
-
-    wanted: float
-    other: float | None
-    holds: bool
-    text: str
 
 
 @dataclass(frozen=True)
@@ -91,12 +72,18 @@ class LayerGate:
 
 @dataclass(frozen=True)
 class Moved:
-    """How far the write moved the state leaving layer L at one token of the prompt, in absolute terms and against its own length."""
+    """How far the write moved the state leaving layer L at one token of the prompt.
+
+    Attributes:
+        share: the distance over the length that the state had.
+        back: what the edited model says when this state alone is put back; measured only for an edit that was disturbed.
+    """
 
     token: str
     subject: bool
     distance: float
     share: float
+    back: Said | None = None
 
 
 @dataclass(frozen=True)
@@ -128,11 +115,13 @@ class Loss:
     """The first batch after which an edit did not hold any more.
 
     Attributes:
-        restored: what the model says after it when the state at the subject alone is put back to what it was before.
+        subject_back: what the model says after that batch when the state at the subject alone is put back to what it was before it.
+        others_back: when the states at all other tokens of the prompt are put back, and the subject's is not.
     """
 
     batch: int
-    restored: Said
+    subject_back: Said
+    others_back: Said
     nearest: tuple[NearKey, ...]
 
 
@@ -161,7 +150,7 @@ class Diagnosis:
         realised: with what the write really moved the state by put in.
         along: with only that part of it put in that lies along the plan; None where that was not needed.
         at_write: the really edited model.
-        tokens: the tokens of the prompt that the write moved, the subject's last one and those after it.
+        tokens: the tokens of the prompt, and how far the write moved each.
     """
 
     verdict: str
@@ -199,21 +188,22 @@ def diagnose(
         together: in a joint write, the updates of the other batches, which are part of the same solve.
         later: number and update of every later batch, in order.
     """
-    case, prompts, written = _Case(lm, request, settings.layers[-1]), _prompts(request), (own, *together)
-    before = case.all(prompts)
+    probe, prompts, written = Probe(lm, request, settings.layers[-1]), prompts_of(request), (own, *together)
+    before = probe.all(prompts)
     with _with(lm, [_given(own, column, settings)]):
-        start = case.states()
+        start = probe.states()
     with _with(lm, [delta.changes for delta in written]):
-        states = case.states()
-    shift = states[case.at] - start[case.at]
+        states = probe.states()
+    shift = states[probe.at] - start[probe.at]
     with _with(lm, [_given(own, column, settings)]):
-        realised = case.says(shift)
-        tested = _tested(case, targets, shift, realised, settings)
+        realised = probe.says(shift)
+        tested = _tested(probe, targets, shift, realised, settings)
     for delta in written:
         _add(lm, delta)
-    at_write = case.all(prompts)
-    seen, loss = _follow(case, at_write[0], shift, own, column, later)
-    after = case.all(prompts) if seen else at_write
+    at_write = probe.all(prompts)
+    tokens = _moved(probe, start, states, ask_each=not at_write[0].holds and (realised.holds or _holds(tested["along"])))
+    seen, loss = _follow(probe, at_write[0], shift, own, column, later)
+    after = probe.all(prompts) if seen else at_write
     return Diagnosis(
         verdict=_verdict(at_write[0], after[0], realised, **tested),
         before=before[0],
@@ -222,93 +212,14 @@ def diagnose(
         later=seen,
         loss=loss,
         prompts=tuple(Asked(*p[:4], *said) for p, *said in zip(prompts, before, at_write, after, strict=True)),
-        lengths=_lengths(start[case.at], shift, targets, settings),
+        lengths=_lengths(start[probe.at], shift, targets, settings),
         layers=tuple(_layer_gate(layer, part, column) for layer, part in own.layers.items()),
-        tokens=case.moved(start, states),
+        tokens=tokens,
         **tested,
     )
 
 
-# -- one prompt, asked of the model as it is at the moment ----------------------------------------------------------------------------
-Prompt = tuple[str, int, str, str, str | None]  # kind, number, text, wanted answer, the one it competes with
-
-
-def _prompts(request: Request) -> list[Prompt]:
-    """The request's own prompt first."""
-    new, true = request.target_new, request.target_true
-    rephrases: list[Prompt] = [("rephrase", i, text, new, true) for i, text in enumerate(request.rephrases, 1)]
-    return [
-        ("rewrite", 1, request.prompt, new, true),
-        *rephrases,
-        *(("neighbour", i, n.prompt, n.target, new) for i, n in enumerate(request.neighbours, 1)),
-    ]
-
-
-class _Case:
-    """The request's prompt, and layer L of the model."""
-
-    def __init__(self, lm: LanguageModel, request: Request, layer: int):
-        self.lm, self.request, self.layer, self.own = lm, request, layer, _prompts(request)[0]
-        encoded = encode_prompt(lm.tokenizer, request.prompt, request.subject_at, request.subject)
-        self.ids, self.at = encoded.ids, encoded.subject_last
-
-    def all(self, prompts: Sequence[Prompt]) -> list[Said]:
-        """What a saved checkpoint of the model would say to each prompt."""
-        questions: dict[str, list[str]] = {}
-        for _, _, text, wanted, other in prompts:
-            questions.setdefault(text, []).extend([wanted] if other is None else [wanted, other])
-        with self.lm.as_stored():
-            answers = ask(self.lm, questions)
-        said = []
-        for _, _, text, wanted, other in prompts:
-            answer = answers[text]
-            good, bad = -answer.candidates[wanted].nll, None if other is None else -answer.candidates[other].nll
-            said.append(Said(good, bad, answer.says(wanted) if bad is None else good > bad, answer.text))
-        return said
-
-    def says(self, shift: Tensor | None = None) -> Said:
-        """What the model says to the request's own prompt, with ``shift`` (d,) put in at the subject's last token."""
-        if shift is None:
-            return self.all([self.own])[0]
-        with _inserted(self.lm, self.layer, shift, len(self.ids) - self.at):
-            return self.all([self.own])[0]
-
-    def states(self) -> Tensor:
-        """The states leaving layer L at every token of the prompt, (T, d)."""
-        rows = lay_out([self.ids], [self.at], self.lm.device)
-        _, hidden = capture(self.lm, rows, [], self.layer)
-        assert hidden is not None
-        first = rows.pivot - self.at
-        return hidden[0, first : first + len(self.ids)].to(self.lm.work_dtype)
-
-    def moved(self, start: Tensor, end: Tensor) -> tuple[Moved, ...]:
-        """How far each token's state went from ``start`` to ``end``."""
-        distances, lengths = (end - start).norm(dim=1).tolist(), start.norm(dim=1).tolist()
-        tokens = [self.lm.tokenizer.decode([i]) for i in self.ids]
-        found = enumerate(zip(tokens, distances, lengths, strict=True))
-        return tuple(Moved(token, i == self.at, d, d / max(n, 1e-12)) for i, (token, d, n) in found)
-
-
-@contextmanager
-def _inserted(lm: LanguageModel, layer: int, shift: Tensor, back: int) -> Iterator[None]:
-    """Adds ``shift`` (d,) to the state leaving a layer at the token ``back`` places from the end, in the first pass of the block only.
-
-    That pass reads the prompt; what follows it goes on from its cached keys and values.
-    """
-    done = False
-
-    def add(_module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
-        nonlocal done
-        if done:
-            return None
-        done, hidden = True, first_tensor(output).clone()
-        hidden[:, -back] += shift.to(hidden)
-        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
-
-    with hooks([(lm.layers[layer], add)]):
-        yield
-
-
+# -- what is put in ------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def _with(lm: LanguageModel, changes: Sequence[Mapping[int, Change]]) -> Iterator[None]:
     """The model with several updates on top, for the length of the block."""
@@ -323,7 +234,6 @@ def _add(lm: LanguageModel, delta: Delta) -> None:
         lm.add(layer, change)
 
 
-# -- what is put in ------------------------------------------------------------------------------------------------------------------
 def _given(own: Delta, column: int, settings: Settings) -> dict[int, Change]:
     """The part of the batch's own update that was in the model when this request's last target was learned (see `baselines`)."""
     if settings.solver == "exact":
@@ -333,17 +243,17 @@ def _given(own: Delta, column: int, settings: Settings) -> dict[int, Change]:
     return {}
 
 
-def _tested(case: _Case, targets: Targets, shift: Tensor, realised: Said, settings: Settings) -> dict[str, Said | None]:
+def _tested(probe: Probe, targets: Targets, shift: Tensor, realised: Said, settings: Settings) -> dict[str, Said | None]:
     """The answer with the target put in; and those that tell two causes apart where it, or what was realised, does not do."""
     found: dict[str, Said | None] = dict.fromkeys(("target", "open_target", "along"))
     if settings.solver == "descent":
         return found
     predicted = _last(targets.predicted, shift)
-    found["target"] = target = case.says(predicted)
+    found["target"] = target = probe.says(predicted)
     if not target.holds and (settings.proxy != "none" or settings.rounds > 1):
-        found["open_target"] = case.says(_open_target(case.lm, case.request, settings))
+        found["open_target"] = probe.says(_open_target(probe.lm, probe.request, settings))
     if target.holds and not realised.holds:
-        found["along"] = case.says(_share(shift, predicted) * predicted)
+        found["along"] = probe.says(_share(shift, predicted) * predicted)
     return found
 
 
@@ -364,15 +274,16 @@ def _share(vector: Tensor, of: Tensor) -> float:
     return float(vector @ of / (of @ of).clamp_min(1e-12))
 
 
-def _verdict(at_write: Said, after: Said, realised: Said, target: Said | None, open_target: Said | None, along: Said | None) -> str:
-    def holds(said: Said | None) -> bool:
-        return said is not None and said.holds
+def _holds(said: Said | None) -> bool:
+    return said is not None and said.holds
 
+
+def _verdict(at_write: Said, after: Said, realised: Said, target: Said | None, open_target: Said | None, along: Said | None) -> str:
     if at_write.holds:
         return KEPT if after.holds else LOST
-    if realised.holds or holds(along):
+    if realised.holds or _holds(along):
         return DISTURBED
-    return NO_ROOM if holds(target) or holds(open_target) else NO_TARGET
+    return NO_ROOM if _holds(target) or _holds(open_target) else NO_TARGET
 
 
 # -- the numbers beside --------------------------------------------------------------------------------------------------------------
@@ -395,6 +306,16 @@ def _lengths(hidden: Tensor, shift: Tensor, targets: Targets, settings: Settings
     )
 
 
+def _moved(probe: Probe, start: Tensor, end: Tensor, *, ask_each: bool) -> tuple[Moved, ...]:
+    """How far each token's state went from ``start`` to ``end`` (T, d), which is where the model has it now."""
+    distances, lengths = (end - start).norm(dim=1).tolist(), start.norm(dim=1).tolist()
+    found = []
+    for i, (distance, length) in enumerate(zip(distances, lengths, strict=True)):
+        back = probe.says(probe.only(i, start[i] - end[i])) if ask_each and i != probe.at else None
+        found.append(Moved(probe.lm.tokenizer.decode([probe.ids[i]]), i == probe.at, distance, distance / max(length, 1e-12), back))
+    return tuple(found)
+
+
 def _layer_gate(layer: int, part: LayerDelta, column: int) -> LayerGate:
     if part.dense is not None:
         return LayerGate(layer, None, None)
@@ -402,17 +323,18 @@ def _layer_gate(layer: int, part: LayerDelta, column: int) -> LayerGate:
 
 
 def _follow(
-    case: _Case, at_write: Said, shift: Tensor, own: Delta, column: int, later: Iterable[tuple[int, Delta]]
+    probe: Probe, at_write: Said, shift: Tensor, own: Delta, column: int, later: Iterable[tuple[int, Delta]]
 ) -> tuple[tuple[Later, ...], Loss | None]:
     """The model after each later batch, and what took the edit away if one did."""
-    seen, loss, state = [], None, case.states()[case.at]
+    seen, loss, states = [], None, probe.states()
     for batch, delta in later:
-        _add(case.lm, delta)
-        said, now = case.says(), case.states()[case.at]
-        move, state = now - state, now
-        seen.append(Later(batch, said, float(move.norm()), _share(move, shift)))
+        _add(probe.lm, delta)
+        said, now = probe.says(), probe.states()
+        back, states = states - now, now
+        subject = probe.only(probe.at, back[probe.at])
+        seen.append(Later(batch, said, float(subject.norm()), _share(-back[probe.at], shift)))
         if loss is None and at_write.holds and not said.holds:
-            loss = Loss(batch, case.says(-move), _nearest(own, column, delta))
+            loss = Loss(batch, probe.says(subject), probe.says(back - subject), _nearest(own, column, delta))
     return tuple(seen), loss
 
 
