@@ -75,8 +75,11 @@ def _edit(database: Database, run_id: str, name: str) -> dict[str, Any]:
 
 
 def _segments(database: Database, run: Mapping[str, Any]) -> list[Segment]:
-    """What led to the run's version; of a run that made none, the batches that it wrote."""
-    if run["version"]:
+    """What led to the run's model, and the batches that it wrote itself, whether or not it ended with a version.
+
+    An undo or redo replays batches of several runs: there it is the lineage of the version that it made.
+    """
+    if run["version"] and database.query("SELECT 1 FROM undos WHERE run_id = ?", [run["run_id"]]).rows:
         return lineage(database, run["version"])
     written = database.query(
         "SELECT artifact FROM stage_status WHERE run_id = ? AND stage = 'write' AND status IN ('completed', 'cached') ORDER BY batch",

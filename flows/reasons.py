@@ -119,11 +119,13 @@ def _lost(e: Explanation) -> list[str]:
     d = e.diagnosis
     assert d.loss is not None
     later = next(step for step in d.later if step.batch == d.loss.batch)
-    moved = f"That batch moved the state at the subject by {later.moved:.3g}, {percent(later.along)} of what had been realised along it"
+    taken = f"{percent(-later.along)} of that was" if later.along < 0 else "none of that was"
+    moved = f"That batch moved the state at the subject by {later.moved:.3g}, where the write had moved it by {number(d.lengths.realised)}"
     back = [f"{_helps(said)} ({_quoted(said)})" for said in (d.loss.subject_back, d.loss.others_back)]
     return [
         f"Right at write: {_quoted(d.at_write)}. After batch {d.loss.batch}: {_quoted(later.said)}.",
-        f"{moved} ({number(d.lengths.realised)}). Putting that state alone back {back[0]}; putting back the other tokens' {back[1]}.",
+        f"{moved}; {taken} taken back along it.",
+        f"Putting that state alone back {back[0]}; putting back those of the other tokens {back[1]}.",
     ]
 
 

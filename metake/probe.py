@@ -69,7 +69,10 @@ class Probe:
         return said
 
     def says(self, shift: Tensor | None = None) -> Said:
-        """What the model says to the request's own prompt, with ``shift`` put in: (T, d) at every token, or (d,) at the subject's last."""
+        """What the model says to the request's own prompt, with ``shift`` put in: (T, d) at every token, or (d,) at the subject's last.
+
+        Only the prompt is changed, as while targets are learned: tokens of an answer are read by the model as it is.
+        """
         if shift is None:
             return self.all([self.own])[0]
         if shift.dim() == 1:
