@@ -192,8 +192,8 @@ def _plan(e: Explanation) -> str:
     shown = [
         ("‖h‖", number(n.hidden)),
         ("gate (recorded)", number(edit["gate"])),
-        ("planned ‖R‖", number(n.planned) + (" (on the cap)" if n.capped else "")),
-        ("predicted ‖R̂‖", number(n.predicted) + (" (on the clamp)" if n.clamped else "")),
+        ("planned ‖R‖", number(n.planned) + (" (at the cap)" if n.capped else "")),
+        ("predicted ‖R̂‖", number(n.predicted) + (" (at the clamp)" if n.clamped else "")),
         ("realised", number(n.realised)),
         ("along, across R̂", f"{percent(n.share)}, {number(n.aside)}"),
         ("proxy error", percent(n.proxy_error)),

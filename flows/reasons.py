@@ -59,7 +59,7 @@ def _no_target(e: Explanation) -> list[str]:
         return [said, "Learning it diverged; its plan was set to zero and nothing was written for it."]
     edge, length = f"clamp {s.clamp:g} × ‖h‖ = {s.clamp * d.lengths.hidden:.3g}", number(d.lengths.predicted)
     where = (
-        f"The target lies on the trust region, {edge}: a larger clamp lets it go further."
+        f"The target, of length {length}, is held by the trust region, {edge}: a larger clamp lets it go further."
         if d.lengths.clamped
         else f"The target, of length {length}, lies inside the trust region, {edge}: more steps or a larger learning_rate may move it."
     )
@@ -80,7 +80,7 @@ def _no_room(e: Explanation) -> list[str]:
     else:
         first = f"What the gate was predicted to let through does not do: with it put in, the model says {_quoted(d.target)}."
         second = f"A target learned alone and with the gate open does: {_quoted(d.open_target)}."
-    cap = [f"The plan lies on the cap of amplification, {e.settings.amplification:g} × ‖h‖: it could not ask for more."] if n.capped else []
+    cap = [f"The plan is held by the cap, amplification {e.settings.amplification:g} × ‖h‖: it could not ask for more."] if n.capped else []
     cost = [f"The plan was also held back by write_cost = {e.settings.write_cost:g}."] if e.settings.write_cost else []
     return [first, second, _gates(e), *cap, *cost]
 

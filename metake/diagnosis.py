@@ -35,6 +35,7 @@ DISTURBED = "written but disturbed"
 LOST = "written and later lost"
 KEPT = "written and kept"
 
+NEAR = 0.9  # of a bound: the constraint is met through a coupled gate, so not to the last digit
 NEAREST = 3  # requests of a batch that are named for having taken an edit away
 
 
@@ -47,7 +48,7 @@ class Lengths:
         share: what of the plan was realised along it, ⟨realised, R⟩ / ‖R‖².
         aside: length of what was realised across the plan: what other facts of the same write put there.
         proxy_error: ‖R̂ − realised‖ / ‖R̂‖.
-        clamped, capped: R̂ lies on the trust region c‖h‖; R on the cap c_max‖h‖.
+        clamped, capped: R̂ fills nine tenths of the trust region c‖h‖ or more; R of the cap c_max‖h‖. Only words hang on these.
     """
 
     hidden: float
@@ -301,8 +302,8 @@ def _lengths(hidden: Tensor, shift: Tensor, targets: Targets, settings: Settings
         share=share,
         aside=float((shift - share * predicted).norm()),
         proxy_error=float((predicted - shift).norm() / predicted.norm().clamp_min(1e-12)),
-        clamped=float(predicted.norm()) >= 0.999 * settings.clamp * size,
-        capped=float(planned.norm()) >= 0.999 * settings.amplification * size,
+        clamped=float(predicted.norm()) >= NEAR * settings.clamp * size,
+        capped=float(planned.norm()) >= NEAR * settings.amplification * size,
     )
 
 
