@@ -139,6 +139,12 @@ def test_a_run_that_failed_after_its_writes_can_be_explained(home, edited, monke
     assert e.run["status"] == "failed" and len(e.diagnosis.later) == 1 and agrees_with_the_record(e)
 
 
+def test_an_undo_is_explained_by_the_batches_of_the_version_that_it_made(tmp_path_factory):
+    home, made = runs.recorded(tmp_path_factory.getbasetemp())
+    e = explain(home, made["undo"], "0")
+    assert e.diagnosis.later and e.diagnosis.later[0].batch == e.edit["batch"] + 1 and agrees_with_the_record(e)
+
+
 def test_all_states_put_in_by_hand_are_the_edited_model():
     """Layers above L are not edited, so the states that leave L are all that a write can change."""
     lm, (request, *_) = models.tiny(), models.requests(1)
