@@ -37,6 +37,11 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
     add_edit(plan)
     plan.add_argument("--out-plan", metavar="FILE", help="keep the plan; `metake edit --plan FILE` runs exactly that")
     plan.set_defaults(do=run_plan)
+    explain = _command(commands, "explain", "why one edit of a run succeeded or failed, measured again", run_explain)
+    explain.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
+    explain.add_argument("--request", required=True, metavar="ID", help="the id it had in its file, or the beginning of its own")
+    explain.add_argument("--format", choices=("table", "json"), default="table")
+    _add_base(explain)
     _command(commands, "show", "one run: settings, stages, numbers, the worst edits", run_show).add_argument("run", metavar="RUN")
     diff = _command(commands, "diff", "two versions: facts added, removed, changed, and their numbers", run_diff)
     diff.add_argument("first", metavar="VERSION", help=VERSION)
@@ -120,6 +125,15 @@ def run_show(given: argparse.Namespace) -> int:
     from flows.show import run_text
 
     print(run_text(_database(given), given.run))
+    return 0
+
+
+def run_explain(given: argparse.Namespace) -> int:
+    """Says why an edit succeeded or failed."""
+    from flows.explain import explain, explanation_json, explanation_text
+
+    found = explain(_home(given), given.run, given.request)
+    print(explanation_json(found) if given.format == "json" else explanation_text(found))
     return 0
 
 

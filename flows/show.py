@@ -88,7 +88,7 @@ def _stages(database: Database, run_id: str) -> str:
         [run_id],
     ).rows
     shown = [(*row[:5], f"{row[5] or 0:.1f}", f"{row[6] or 0:.0f}", row[7] or "") for row in rows]
-    return "Stages\n" + _table(("stage", "done", "cached", "failed", "retries", "seconds", "peak MiB", "error"), shown)
+    return "Stages\n" + columns_text(("stage", "done", "cached", "failed", "retries", "seconds", "peak MiB", "error"), shown)
 
 
 def _numbers(database: Database, run: dict[str, Any]) -> str:
@@ -101,7 +101,7 @@ def undone_text(database: Database, run_id: str) -> str:
     rows = database.query(
         "SELECT action, prompt, target_new, before, after, reason FROM undone_facts WHERE run_id = ? ORDER BY prompt", [run_id]
     ).rows
-    return "Taken back or put back\n" + _table(("", "prompt", "fact", "held before", "after", "why"), rows) if rows else ""
+    return "Taken back or put back\n" + columns_text(("", "prompt", "fact", "held before", "after", "why"), rows) if rows else ""
 
 
 def _worst(database: Database, run_id: str) -> str:
@@ -112,7 +112,7 @@ def _worst(database: Database, run_id: str) -> str:
            ORDER BY status = 'written', after NULLS LAST, at_write NULLS LAST, final_loss DESC NULLS LAST, gate LIMIT ?""",
         [run_id, WORST],
     ).rows
-    return "Worst edits\n" + _table(("prompt", "new", "gate", "loss", "stopped by", "at write", "after", "why"), rows) if rows else ""
+    return "Worst edits\n" + columns_text(("prompt", "new", "gate", "loss", "stopped by", "at write", "after", "why"), rows) if rows else ""
 
 
 # -- two versions --------------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def diff_text(database: Database, first: str, second: str) -> str:
     ).rows
     counts = ", ".join(f"{sum(row[0] == what for row in rows)} {what}" for what in ("added", "removed", "changed"))
     heading = f"{a[:SHORT]} → {b[:SHORT]}: {counts}"
-    facts = "\n" + _table(("", "prompt", a[:SHORT], b[:SHORT]), rows) if rows else ""
+    facts = "\n" + columns_text(("", "prompt", a[:SHORT], b[:SHORT]), rows) if rows else ""
     return heading + facts + "\n\n" + _side_by_side(database, a, b)
 
 
@@ -138,7 +138,7 @@ def _side_by_side(database: Database, a: str, b: str) -> str:
     if not any(columns):
         return "Neither was measured."
     rows = [(name, *(column.get(name, "") for column in columns)) for name in dict.fromkeys([*columns[0], *columns[1]])]
-    return _table(("after all batches", a[:SHORT], b[:SHORT]), rows)
+    return columns_text(("after all batches", a[:SHORT], b[:SHORT]), rows)
 
 
 def _after(database: Database, version: str) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _after(database: Database, version: str) -> dict[str, str]:
     return {}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def columns_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns of text; numbers to the right, long texts cut."""
     texts = [tuple(header), *(tuple(_text(value) for value in row) for row in rows)]
     kept = [i for i in range(len(header)) if any(row[i] for row in texts[1:])]
