@@ -26,6 +26,19 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig
+
+from flows.runtime import tune_allocator
+from metake import demo
+from metake.corpus import read_corpus
+from metake.editor import METHOD_VERSION, Editor
+from metake.evaluation import evaluate, perplexity, summary
+from metake.model import load_model
+from metake.requests import read_requests
+from metake.settings import Settings, make_settings
+from metake.statistics import collect_statistics
+
 HERE = Path(__file__).parent
 KINDS, WAYS = ("efficacy", "generalisation", "specificity"), ("success", "accuracy", "exact")
 BATCH, FLOOR = 100, 90.0  # requests in a batch; the specificity at which methods are compared
@@ -60,23 +73,26 @@ class Point:
     development: bool
 
     @property
+    def resolved(self) -> Settings:
+        """All of its settings."""
+        return make_settings(self.method, config(), **dict(self.settings), **{self.swept: self.value})
+
+    @property
     def key(self) -> str:
-        return json.dumps([self.front, self.swept, self.value, self.scale, sorted(map(list, self.settings)), self.development])
+        """Everything that decides what is measured: a point made with other settings or by another method's code is another point."""
+        return json.dumps([self.front, self.scale, self.development, METHOD_VERSION, self.resolved.to_dict()])
+
+
+@cache
+def config() -> Any:
+    """Of the bundled model."""
+    return AutoConfig.from_pretrained(demo.model_path())
 
 
 # -- one point ---------------------------------------------------------------------------------------------------------------------
 @cache
 def bench() -> tuple[Any, Any, tuple[str, ...]]:
     """The bundled model, its statistics for all its preset's layers, and held-out text: once in a process."""
-    import torch
-
-    from flows.runtime import tune_allocator
-    from metake import demo
-    from metake.corpus import read_corpus
-    from metake.model import load_model
-    from metake.settings import make_settings
-    from metake.statistics import collect_statistics
-
     torch.set_num_threads(1)
     tune_allocator()
     lm = load_model(demo.model_path())
@@ -87,14 +103,7 @@ def bench() -> tuple[Any, Any, tuple[str, ...]]:
 
 def measure(point: Point) -> dict[str, Any]:
     """Writes the records batch after batch and measures: at write, after all, perplexity before and after."""
-    from metake import demo
-    from metake.editor import Editor
-    from metake.evaluation import evaluate, perplexity, summary
-    from metake.requests import read_requests
-    from metake.settings import make_settings
-
-    lm, known, text = bench()
-    settings = make_settings(point.method, lm.config, **dict(point.settings), **{point.swept: point.value})
+    (lm, known, text), settings = bench(), point.resolved
     records = demo.dev_requests_path() if point.development else demo.requests_path()
     requests = read_requests(records, limit=point.scale).requests
     editor, at_write, began = Editor(lm, known, settings), [], time.perf_counter()
