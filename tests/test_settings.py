@@ -68,10 +68,10 @@ def test_an_allocation_leaves_the_layers_that_it_writes(allocation, layers, writ
     assert settings.layers == written and settings.resolved() == settings
 
 
-@pytest.mark.parametrize("wrong", [{"allocation": "spread"}, {"allocation": "ends"}, {"rounds": 2}])
+@pytest.mark.parametrize("wrong", [{"allocation": "spread"}, {"allocation": "ends"}, {"rounds": 2}, {"bystanders": 0.5}])
 @pytest.mark.parametrize("method, solver", [("rome", "exact"), ("ft", "descent")])
-def test_a_solver_of_one_layer_refuses_several_layers_and_rounds(method, solver, wrong):
-    with pytest.raises(InputError, match=f"setting 'solver': '{solver}' writes one layer once.*allocation=last and rounds=1"):
+def test_a_solver_of_one_layer_refuses_several_layers_rounds_and_bystanders(method, solver, wrong):
+    with pytest.raises(InputError, match=f"setting 'solver': '{solver}' writes one layer once.*allocation=last, rounds=1 and bystanders=0"):
         make_settings(method, deep(12), **wrong)
 
 
