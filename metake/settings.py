@@ -68,7 +68,7 @@ class Settings:
     rounds: int = 1
     batch_tokens: int = 2048
     statistics_tokens: int = 0
-    statistics_tolerance: float = 0.1
+    statistics_tolerance: float = 0.3
     length: int = 512
 
     def __post_init__(self) -> None:

@@ -125,7 +125,7 @@ def collect_statistics(
     layers: Sequence[int],
     *,
     tokens: int = 0,
-    tolerance: float = 0.1,
+    tolerance: float = 0.3,
     length: int,
     batch_tokens: int = 8192,
     shard_tokens: int = 0,
