@@ -111,7 +111,7 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="take only the first N requests")
     add("--on-bad-row", choices=CHOICES["on_bad_row"], default="stop", help="quarantine sets bad rows aside in the record and goes on")
     add("--layers", type=_numbers, metavar="L,L,…", help="layers to edit (default: the model's preset)")
-    add("--tokens", type=int, metavar="N", help="tokens of text for the statistics")
+    add("--tokens", type=int, metavar="N", help="tokens of text for the statistics (default: the preset, or until converged)")
     add("--corpus", metavar="FILE", help="text for the statistics (default: bundled)")
     add("--heldout", metavar="FILE", help="text for perplexity (default: bundled)")
     add("--set", dest="settings", action="append", default=[], type=_assignment, metavar="NAME=VALUE", help="any other hyper-parameter")

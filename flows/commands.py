@@ -43,6 +43,10 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
     explain.add_argument("--format", choices=("table", "json"), default="table")
     _add_base(explain)
     _command(commands, "show", "one run: settings, stages, numbers, the worst edits", run_show).add_argument("run", metavar="RUN")
+    spectrum = _command(commands, "spectrum", "eigenvalues of a run's key statistics, for choosing the null threshold", run_spectrum)
+    spectrum.add_argument("name", metavar="MODEL_OR_RUN", help="a run, or a model: then the newest run on it")
+    spectrum.add_argument("--layers", metavar="L,L,…", help="only these layers")
+    spectrum.add_argument("--out", metavar="FILE", help="also draw them, as .png, .svg or .pdf")
     diff = _command(commands, "diff", "two versions: facts added, removed, changed, and their numbers", run_diff)
     diff.add_argument("first", metavar="VERSION", help=VERSION)
     diff.add_argument("second", metavar="VERSION")
@@ -134,6 +138,20 @@ def run_explain(given: argparse.Namespace) -> int:
 
     found = explain(_home(given), given.run, given.request)
     print(explanation_json(found) if given.format == "json" else explanation_text(found))
+    return 0
+
+
+def run_spectrum(given: argparse.Namespace) -> int:
+    """Shows the spectrum of a run's statistics."""
+    from flows.spectrum import draw, spectrum_of, spectrum_text
+    from metake.settings import Settings
+
+    layers = Settings().with_(layers=given.layers).layers if given.layers else None
+    spectrum = spectrum_of(_home(given), given.name, layers)
+    print(spectrum_text(spectrum))
+    if given.out:
+        draw(spectrum, Path(given.out))
+        print(f"\ndrawn in {given.out}")
     return 0
 
 

@@ -99,7 +99,7 @@ def edit(
         layout: How the requests are laid out: plain, counterfact-flat, counterfact-full, knowedit, zsre-mend; auto recognises it.
         limit: Take only the first so many requests.
         layers: Layers to edit, ascending. Empty: the model's preset.
-        tokens: Tokens of text for the statistics. Empty: the model's preset.
+        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
         corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
         heldout: Text for perplexity. Empty: the bundled text.
         seed: Seed of whatever is random.

@@ -92,7 +92,7 @@ def make_plan(job: Job) -> dict[str, Any]:
     _rehearse(bench, known)
     clock = time.perf_counter()
     statistics, tokens = _statistics(bench, known)
-    collecting = 0.0 if known.cached else (time.perf_counter() - clock) * bench.plan.settings.statistics_tokens / tokens
+    collecting = 0.0 if known.cached else (time.perf_counter() - clock) * _tokens_to_read(bench) / tokens
     gates, seconds = _gates(bench, statistics)
     believed, asking = _believed(bench)
     return {
@@ -140,9 +140,17 @@ def _statistics(bench: Rehearsal, known: Ref) -> tuple[Statistics, int]:
     if known.cached:
         found = Statistics.load(bench.store.get(known.kind, known.key))
         return found, found.tokens
-    length, tokens = min(s.length, bench.plan.model["context_length"]), min(SAMPLE, s.statistics_tokens)
+    length, tokens = min(s.length, bench.plan.model["context_length"]), min(SAMPLE, s.statistics_tokens or SAMPLE)
     found = collect_statistics(bench.lm, read_corpus(bench.job.corpus), s.layers, tokens=tokens, length=length, batch_tokens=s.batch_tokens)
     return found, found.tokens
+
+
+def _tokens_to_read(bench: Rehearsal) -> int:
+    """How many the statistics will rest on; where they end when they have converged, a guess: eight shards."""
+    from metake.sums import shard_size
+
+    s = bench.plan.settings
+    return s.statistics_tokens or 8 * shard_size(bench.lm.weight(s.layers[0]).shape[1])
 
 
 # -- what will be hard ---------------------------------------------------------------------------------------------------------------

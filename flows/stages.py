@@ -20,7 +20,7 @@ from flows.workbench import Plan, Ref, Workbench, code_digest, request_fields
 from metake.corpus import corpus_fingerprint, read_corpus
 from metake.requests import RequestSet
 
-STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics")
+STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
 def prepare(bench: Workbench, found: RequestSet) -> Ref:
@@ -101,29 +101,38 @@ def plan_rows(bench: Workbench, plan: Plan) -> Rows:
 
 
 def statistics(bench: Workbench) -> Ref:
-    """Second moments of keys over general text, for every edited layer."""
+    """Second moments of keys over general text, for every edited layer: until they have converged, or over as many tokens as were set."""
     job, s = bench.job, bench.plan.settings
-    meaning = {
+    read = {
         "model": bench.plan.model["fingerprint"],
         "dtype": job.dtype,
         "corpus": corpus_fingerprint(job.corpus),
-        "layers": list(s.layers),
-        "tokens": s.statistics_tokens,
         "length": _row_length(bench),
         "batch_tokens": s.batch_tokens,
         "code": code_digest(*STATISTICS_CODE),
     }
+    end = {"tokens": s.statistics_tokens} if s.statistics_tokens else {"tolerance": s.statistics_tolerance}
 
     def build(folder: Path, progress: Any) -> None:
+        from flows.shelf import StoredSums
         from metake.statistics import collect_statistics
+        from metake.sums import shard_size
 
-        texts = read_corpus(job.corpus)
-        made = collect_statistics(
-            bench.lm, texts, s.layers, tokens=s.statistics_tokens, length=_row_length(bench), batch_tokens=s.batch_tokens, progress=progress
-        )
-        made.save(folder)
+        shard = shard_size(bench.lm.weight(s.layers[0]).shape[1])
+        collect_statistics(
+            bench.lm,
+            read_corpus(job.corpus),
+            s.layers,
+            tokens=s.statistics_tokens,
+            tolerance=s.statistics_tolerance,
+            length=_row_length(bench),
+            batch_tokens=s.batch_tokens,
+            shard_tokens=shard,
+            shelf=StoredSums(bench.store, {**read, "shard_tokens": shard}),
+            progress=progress,
+        ).save(folder)
 
-    return bench.make("statistics", "statistics", meaning, build)
+    return bench.make("statistics", "statistics", {**read, **end, "layers": list(s.layers)}, build)
 
 
 def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref] = ()) -> Ref:

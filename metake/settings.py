@@ -41,7 +41,8 @@ class Settings:
         steps, learning_rate: of Adam over the targets, in all rounds together. stop_loss: a request below it is done.
         rounds: how often the loop closes over the real write (1: never).
         batch_tokens: suffix tokens that go through the model at once.
-        statistics_tokens, length: tokens of general text for C₀, and the rows they are read in.
+        statistics_tokens, length: tokens of general text for C₀ (0: until it has converged), and the rows they are read in.
+        statistics_tolerance: how far halves of the text may disagree about C₀ when it has (`sums.disagreement`).
     """
 
     layers: tuple[int, ...] = ()
@@ -72,7 +73,8 @@ class Settings:
     stop_loss: float = 0.05
     rounds: int = 1
     batch_tokens: int = 2048
-    statistics_tokens: int = 100_000
+    statistics_tokens: int = 0
+    statistics_tolerance: float = 0.3
     length: int = 512
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Settings:
             "learning_rate",
             "kept_share",
             "weight_bound",
+            "statistics_tolerance",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"must be above zero, not {getattr(self, name)}", place=f"setting '{name}'", fix="give a positive number")
@@ -98,10 +101,10 @@ class Settings:
             raise InputError(f"must not be above 1, not {self.kept_share}", place="setting 'kept_share'", fix="give a share such as 0.4")
         if not self.log_base > 1:
             raise InputError(f"must be above 1, not {self.log_base}", place="setting 'log_base'", fix="give a base such as 2")
-        for name in ("weight_decay", "kl", "write_cost", "size_cost", "memory_cost", "bystanders", "stop_loss"):
+        for name in ("weight_decay", "kl", "write_cost", "size_cost", "memory_cost", "bystanders", "stop_loss", "statistics_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"must not be negative, not {getattr(self, name)}", place=f"setting '{name}'", fix="give 0 or more")
-        for name in ("steps", "rounds", "batch_tokens", "statistics_tokens", "length"):
+        for name in ("steps", "rounds", "batch_tokens", "length"):
             if getattr(self, name) < 1:
                 raise InputError(
                     f"must be at least 1, not {getattr(self, name)}", place=f"setting '{name}'", fix="give a whole number from 1 on"

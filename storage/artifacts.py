@@ -104,6 +104,10 @@ class ArtifactStore:
             "created_at": manifest["created_at"],
         }
 
+    def drop(self, kind: str, key: str) -> None:
+        """Deletes an artefact that nothing will ask for again; one that is not there is dropped already."""
+        self.folders.drop(_path(kind, key))
+
     def sweep(self, older_than: timedelta = LEFTOVER_AGE) -> int:
         """Deletes leftovers of killed writers that are older than this. Returns how many went."""
         return self.folders.sweep(older_than)

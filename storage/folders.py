@@ -132,6 +132,19 @@ class Folders:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def drop(self, path: str) -> None:
+        """Deletes a folder. It stops being one at once; killed on the way, it leaves only what the sweep takes."""
+        if not self.local:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(f"{self.root}/{path}/{MANIFEST}")
+                self.fs.rm(f"{self.root}/{path}", recursive=True)
+            return
+        leftover = Path(self.root) / WRITING / uuid.uuid4().hex
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            (Path(self.root) / path).rename(leftover)
+            shutil.rmtree(leftover)
+
     def sweep(self, older_than: timedelta = LEFTOVER_AGE) -> int:
         """Deletes what killed writers left behind and nothing refers to. Returns how many folders or files went."""
         if not self.local:

@@ -79,6 +79,17 @@ def test_an_exception_while_writing_leaves_nothing(store):
     assert store.sweep(timedelta(0)) == 0
 
 
+def test_what_is_dropped_is_gone_and_can_be_written_again(store):
+    write(store)
+    other = artifact_key("statistics", {"layer": 4})
+    write(store, key=other, meaning={"layer": 4})
+    store.drop("statistics", KEY)
+    store.drop("statistics", KEY)
+    assert list(store.keys("statistics")) == [other] and not store.has("statistics", KEY)
+    write(store, content=b"again")
+    assert (store.get("statistics", KEY) / "a.bin").read_bytes() == b"again"
+
+
 def test_first_writer_wins(store):
     write(store)
     write(store, content=b"other")

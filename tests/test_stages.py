@@ -12,7 +12,8 @@ from flows.job import Job
 from flows.workbench import Workbench
 from metake import demo
 from metake.errors import InputError
-from storage import Database
+from storage import ArtifactStore, Database
+from tests import runs
 
 ROWS = (
     {"id": "good", "subject": "Paris", "prompt": "{} lies in", "target_new": "Italy"},
@@ -50,3 +51,21 @@ def test_rows_set_aside_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_
 def test_without_quarantine_the_same_rows_stop_the_run(tmp_path: Path):
     with pytest.raises(InputError, match=r"rows\.jsonl line 2, field 'subject': empty"):
         prepared(tmp_path, "stop")
+
+
+def test_statistics_go_on_from_the_sums_of_a_shorter_run_and_end_with_the_bits_of_a_fresh_one(tmp_path: Path):
+    def collected(home: str, tokens: int | None, **settings) -> Path:
+        job = runs.small_job(tmp_path / home, tokens=tokens, settings={"steps": 2, **settings}, corpus=str(demo.corpus_path()))
+        bench = Workbench(job, run_id=f"{home}{tokens}", name="test")
+        with bench.record.run({"method": "metake", "mode": "sequential"}, 0):
+            stages.prepare(bench, job.check())
+            ref = stages.statistics(bench)
+        return bench.store.get(ref.kind, ref.key)
+
+    collected("home", 17_000)
+    more, fresh = collected("home", 18_000), collected("fresh", 18_000)
+    assert (more / "statistics.safetensors").read_bytes() == (fresh / "statistics.safetensors").read_bytes()
+    store = ArtifactStore(tmp_path / "home" / "artifacts")
+    (key,) = store.keys("key_sums")
+    meaning = store.manifest("key_sums", key)["meaning"]
+    assert (meaning["layer"], meaning["shards"], meaning["shard_tokens"]) == (2, 1, 16_384)
