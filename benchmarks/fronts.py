@@ -47,7 +47,7 @@ BATCH, FLOOR = 100, 90.0  # requests in a batch; the specificity at which method
 FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "metake": ("metake", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
     "metake, G = I": ("metake", {"proxy": "none", "write_cost": 0.0}, "clamp", (0.75, 1.0, 2.0)),
-    "metake, AlphaEdit's A": ("metake", {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0, "stop_loss": 0.05}, "clamp", (0.75, 1.5)),
+    "metake, AlphaEdit's A": ("metake", {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0}, "clamp", (0.75, 1.5)),
     "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5)),
     "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.5, 2.0, 3.0)),
     "memit": ("memit", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
