@@ -27,7 +27,7 @@ from storage.errors import DatabaseMissing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from metake.editor import Editor
+    from metake.solvers import Prior
     from metake.statistics import Statistics
 
 FORMAT = 1
@@ -168,8 +168,10 @@ def _gates(bench: Rehearsal, statistics: Statistics) -> tuple[list[Gate], dict[s
         keys.append(KeyRows(lm, batch, s.batch_tokens).keys(s.layers[-1:], {})[s.layers[-1]])
         seconds["keys"] = time.perf_counter() - clock
     for b, batch in enumerate(bench.batches):
-        others = keys[:b] if bench.job.mode == "sequential" else keys[:b] + keys[b + 1 :]
-        gates += _batch_gates(editor, batch, keys[b], others if s.remember or bench.job.mode == "simultaneous" else [])
+        sequential = bench.job.mode == "sequential"
+        others = keys[:b] if sequential else keys[:b] + keys[b + 1 :]
+        empty = editor.around(batch if sequential else bench.plan.requests)[s.layers[-1]]
+        gates += _batch_gates(empty, batch, keys[b], others if s.remember or not sequential else [])
     clock = time.perf_counter()
     problem = Problem(lm, bench.batches[0], s)
     seconds["problem"] = time.perf_counter() - clock
@@ -180,13 +182,13 @@ def _gates(bench: Rehearsal, statistics: Statistics) -> tuple[list[Gate], dict[s
     return gates, seconds
 
 
-def _batch_gates(editor: Editor, batch: Sequence[Request], keys: Tensor, others: Sequence[Tensor]) -> list[Gate]:
+def _batch_gates(empty: Prior, batch: Sequence[Request], keys: Tensor, others: Sequence[Tensor]) -> list[Gate]:
+    """Of each request of a batch, where A is ``empty`` but for the keys of ``others``."""
     import torch
 
     from metake.solvers import solve
 
-    layer = editor.settings.layers[-1]
-    empty = prior = editor.priors[layer]
+    prior = empty
     for earlier in others:
         prior = prior.extended(earlier)
     inside = empty.project(keys)

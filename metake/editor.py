@@ -93,7 +93,7 @@ class Editor:
         hidden, essence, keys = problem.hidden, problem.essence, problem.keys()
         sound = torch.stack([k.isfinite().all(0) for k in keys.values()]).all(0)
         keys = {l: torch.where(sound, k, 0.0) for l, k in keys.items()}  # a request that the model itself cannot read is written nowhere
-        priors = self._around(requests, together_with)
+        priors = self.around(requests, together_with)
         writes = [solve(keys[l], priors[l]) for l in layers]
         gate = proxy_gate(writes, shares_of(layers), proxy=s.proxy, coupling=s.coupling)
         charged = s.write_cost or s.size_cost or s.memory_cost
@@ -116,7 +116,7 @@ class Editor:
         matrix.diagonal().add_(s.size_cost)
         return matrix + s.memory_cost * self.priors[layer].memory.dense(len(matrix), matrix) if s.memory_cost else matrix
 
-    def _around(self, requests: Sequence[Request], others: Sequence[Request] = ()) -> dict[int, Prior]:
+    def around(self, requests: Sequence[Request], others: Sequence[Request] = ()) -> dict[int, Prior]:
         """Priors of one write: A also holds the keys of the other requests that it is solved with, and ν times the bystanders."""
         s, priors = self.settings, dict(self.priors)
         if others:
@@ -138,7 +138,7 @@ class Editor:
         rows = KeyRows(self.lm, requests, s.batch_tokens)
         hidden = rows.hidden(s.layers[-1], {})
         editor = copy(self)
-        editor.priors = self._around(requests)
+        editor.priors = self.around(requests)
         delta, realised, predicted = baselines.write(editor, rows, requests, hidden, targets, progress)
         if s.restraint != "none":
             delta = restrained(delta, self.lm, s, self._corrections)

@@ -120,8 +120,9 @@ def recorded(folder: Path) -> tuple[Home, dict[str, str]]:
         "settings": {"steps": 12, "rounds": 1},
     }
     made = {}
-    for method in ("metake", "memit"):
-        made[method], _ = run(small_job(folder / "home", method=method, out=str(folder / method), **shared), name=f"small-{method}")
+    for method, own in (("metake", {"prior": "null_space", "bystanders": 0}), ("memit", {})):
+        job = small_job(folder / "home", method=method, out=str(folder / method), **{**shared, "settings": {**shared["settings"], **own}})
+        made[method], _ = run(job, name=f"small-{method}")
     at = home(folder / "home")
     (request,) = at.database.query("SELECT request_id FROM edits WHERE run_id = ? AND batch = 1 AND position = 2", [made["metake"]]).rows[0]
     change = undoing(at, run=made["metake"], requests=[request])
