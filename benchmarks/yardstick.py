@@ -174,9 +174,12 @@ def projector_of(statistics: Statistics, layer: int, settings: Settings, device:
 
 def solve_dense(keys: Tensor, residual: Tensor, statistics: Statistics, layer: int, settings: Settings, memory: Tensor) -> Tensor:
     """ΔW of one layer by the formula that the settings name."""
-    if settings.prior == "covariance":
-        return memit(keys, residual, statistics.layers[layer].moment.to(keys.device).double(), memory, settings.covariance_weight)
+    moment = statistics.layers[layer].moment.to(keys.device).double()
     ridge = settings.ridge * (statistics.layers[layer].key_energy if settings.relative else 1)
+    if settings.prior == "covariance":
+        return memit(keys, residual, moment, memory, settings.covariance_weight)
+    if settings.prior == "soft":
+        return memit(keys, residual, moment, memory + ridge * torch.eye(len(keys), device=keys.device), settings.covariance_weight)
     return alphaedit(keys, residual, projector_of(statistics, layer, settings, keys.device), memory, ridge)
 
 
@@ -192,7 +195,7 @@ def write(
     """Writes R (d, n) layer by layer into the model's weights and puts the weights back.
 
     Args:
-        memory: M of each layer; empty when None.
+        memory: M of each layer, and ν Σ k kᵀ of the bystanders where they count, which no pass here looks for; empty when None.
 
     Returns:
         {layer: ΔW (d_out, d_in) float64}, and what was realised at the bare prompts, (d, n).

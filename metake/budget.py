@@ -45,15 +45,16 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
     size, d, inner, m = BYTES[dtype], shape.width, shape.inner, len(settings.layers)
     square, above = inner * inner, shape.depth - 1 - settings.layers[-1]
     tokens = settings.batch_tokens
-    prior = 2 * 8 * square if settings.prior == "covariance" else 4 * square  # μC₀ and its factor; at most half a basis, float64
-    cost = 8 * square if settings.write_cost else 0
+    dense = settings.prior != "null_space" or settings.bystanders  # A and its factor; else at most half a basis; float64
+    prior = 2 * 8 * square + (4 * square if settings.prior == "null_space" else 0) if dense else 4 * square
+    cost = 8 * square if settings.write_cost or settings.size_cost or settings.memory_cost else 0  # of one layer at a time
     passing = tokens * (16 * d + 4 * inner) * size  # states and MLP of one layer, of all tokens that go through at once
     head = tokens * shape.vocabulary * 4
     parts = {
         "weights": shape.parameters * max(size, BYTES.get(stored or dtype, size)),
         "edited weights, as they were and their changes": m * d * inner * (size + 4),
         "statistics: sums, spectrum": (2 * m + 5) * 8 * square + passing,
-        "targets: what is learned through": m * (prior + cost) + above * passing + 3 * head + batch * shape.vocabulary * 4,
+        "targets: what is learned through": m * prior + cost + above * passing + 3 * head + batch * shape.vocabulary * 4,
         "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
     }
     standing, others = list(parts.values())[:2], list(parts.values())[2:]

@@ -47,6 +47,16 @@ def test_more_layers_and_wider_precision_need_more():
     assert budget(shape, few, batch=10, dtype="bfloat16")["in all"] < budget(shape, few, batch=10, dtype="float64")["in all"]
 
 
+def test_an_a_that_is_kept_whole_needs_more_than_a_projector():
+    lm = tiny("llama", torch.float32)
+    shape, plain = Shape.of(lm.hf, lm.anatomy), {"layers": [1, 2], "prior": "null_space"}
+    sizes = [
+        budget(shape, make_settings("metake", lm.config, **{**plain, **more}), batch=10, dtype="float32")["write: keys, solves"]
+        for more in ({}, {"prior": "soft"}, {"bystanders": 1.0})
+    ]
+    assert sizes[0] < sizes[1] < sizes[2], "bystanders are more keys than dimensions, beside the projector"
+
+
 def test_an_edit_can_tell_its_memory_before_it_starts(tmp_path: Path):
     job = Job.make(home=str(tmp_path), requests=None, model=None, corpus=None, heldout=None)
     lines = memory_text(job).splitlines()

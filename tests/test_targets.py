@@ -209,9 +209,12 @@ def test_a_request_whose_loss_rises_far_above_its_beginning_is_ended():
     assert not bool(targets.planned.any())
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_two_runs_give_the_same_bits(rounds):
-    settings = replace(SETTINGS, rounds=rounds)
+OURS = {"proxy": "layers", "rounds": 2, "prior": "soft", "bystanders": 1.0, "write_cost": 0.3}
+
+
+@pytest.mark.parametrize("changes", [{}, {"rounds": 2}, OURS], ids=["the paper's", "relinearised", "all that is ours"])
+def test_two_runs_give_the_same_bits(changes):
+    settings = replace(SETTINGS, **changes)
     first, second = (learned(settings, requests(4), tiny(dtype=torch.float32)) for _ in range(2))
     assert torch.equal(first.planned, second.planned) and torch.equal(first.predicted, second.predicted)
     assert first.diagnostics == second.diagnostics

@@ -202,10 +202,10 @@ def test_a_chat_is_edited_and_asked_as_a_chat():
 def test_a_template_that_fails_is_an_input_error():
     tok = PreTrainedTokenizerFast(tokenizer_object=made("llama").backend_tokenizer)
     tok.chat_template = "{{ raise_exception('no user may speak') }}"
-    with pytest.raises(InputError, match=r"--chat: its chat template fails: no user may speak"):
+    with pytest.raises(InputError, match=r"chat=True: its chat template fails: no user may speak"):
         ChatTokenizer(tok)
 
 
 def test_a_tokenizer_without_a_template_cannot_chat():
-    with pytest.raises(InputError, match=r"--chat: its tokenizer has no chat template.*instruct model"):
+    with pytest.raises(InputError, match=r"chat=True: its tokenizer has no chat template.*instruct model"):
         ChatTokenizer(made("llama"))

@@ -100,13 +100,15 @@ def test_one_layer_realises_the_plan_through_its_gate(prior):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("prior", ["null_space", "covariance"])
-def test_a_write_over_layers_is_the_plain_one(family, prior):
+@pytest.mark.parametrize("prior", ["null_space", "covariance", "soft"])
+@pytest.mark.parametrize("nu", [0.0, 0.5])
+def test_a_write_over_layers_is_the_plain_one(family, prior, nu):
     """The yardstick reads each layer's keys and states one request at a time from a model whose weights were really changed."""
     lm, asked, targets = tiny(family), requests(4), plan(4)
-    settings = replace(ABSOLUTE, prior=prior)
+    settings = replace(ABSOLUTE, prior=prior, bystanders=nu)
+    beside = {layer: nu * keys @ keys.T for layer, keys in bystander_keys(lm, asked, settings.layers, 4096).items()}
     delta = Editor(lm, statistics(family), settings).write(asked, targets)
-    updates, realised = yardstick.write(lm, asked, targets.planned.double(), settings, statistics(family))
+    updates, realised = yardstick.write(lm, asked, targets.planned.double(), settings, statistics(family), beside)
     for layer, part in delta.layers.items():
         assert relative_error((part.r @ part.q.T).double(), updates[layer]) < 1e-4
     assert [d["realised"] for d in delta.diagnostics] == pytest.approx(realised.norm(dim=0).tolist(), rel=1e-4)
