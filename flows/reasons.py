@@ -81,7 +81,8 @@ def _no_room(e: Explanation) -> list[str]:
         first = f"What the gate was predicted to let through does not do: with it put in, the model says {_quoted(d.target)}."
         second = f"A target learned alone and with the gate open does: {_quoted(d.open_target)}."
     cap = [f"The plan is held by the cap, amplification {e.settings.amplification:g} × ‖h‖: it could not ask for more."] if n.capped else []
-    cost = [f"The plan was also held back by write_cost = {e.settings.write_cost:g}."] if e.settings.write_cost else []
+    charged = [f"{name} = {value:g}" for name in ("write_cost", "size_cost", "memory_cost") if (value := getattr(e.settings, name))]
+    cost = [f"The plan was also held back by {', '.join(charged)}."] if charged else []
     return [first, second, _gates(e), *cap, *cost]
 
 
