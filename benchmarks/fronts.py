@@ -45,19 +45,19 @@ BATCH, FLOOR = 100, 90.0  # requests in a batch; the specificity at which method
 
 #: name in the table → method, settings beside the preset's, the swept setting and its values
 FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
-    "metake": ("metake", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
+    "metake": ("metake", {}, "clamp", (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 3.0)),
     "metake, λ": ("metake", {"clamp": 1.5}, "ridge", (1.0, 10.0, 30.0)),
-    "metake, G = I": ("metake", {"proxy": "none", "write_cost": 0.0}, "clamp", (0.75, 1.0, 1.5, 3.0)),
+    "metake, G = I": ("metake", {"proxy": "none", "write_cost": 0.0}, "clamp", (0.6, 0.75, 1.0, 1.5, 3.0)),
     "metake, AlphaEdit's A": ("metake", {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0}, "clamp", (0.75, 1.5)),
     "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
     "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.5, 2.0, 3.0)),
     "alphaedit, λ": ("alphaedit", {"clamp": 1.5}, "ridge", (1.0, 3.0, 30.0)),
     "memit": ("memit", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
-    "alphaedit_blue": ("alphaedit_blue", {}, "clamp", (0.5, 1.0)),
-    "memit_blue": ("memit_blue", {}, "clamp", (0.5, 1.0, 1.5)),
+    "alphaedit_blue": ("alphaedit_blue", {}, "clamp", (0.5, 0.75, 1.0)),
+    "memit_blue": ("memit_blue", {}, "clamp", (0.35, 0.5, 0.75, 1.0, 1.5)),
     "rect": ("rect", {}, "clamp", (1.0, 1.5)),
     "prune": ("prune", {}, "clamp", (1.0, 1.5)),
-    "rome": ("rome", {}, "clamp", (0.75,)),
+    "rome": ("rome", {}, "clamp", (0.5, 0.75)),
     "ft": ("ft", {}, "weight_bound", (5e-4, 2e-3, 1e-2)),
 }
 

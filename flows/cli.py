@@ -73,6 +73,16 @@ def parser() -> argparse.ArgumentParser:
     history = _reading(commands, "history", "every edit of a subject", run_history)
     history.add_argument("--subject", required=True)
     _reading(commands, "runs", "all runs, side by side", run_runs)
+    rerun = commands.add_parser(
+        "rerun",
+        help="go on with a run that failed, was stopped or was killed",
+        description="Go on with a run: the same id in the record, the same arguments. Only what is missing is done.",
+    )
+    rerun.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
+    rerun.add_argument("--from", dest="first", choices=("evaluate", "publish"), help="do this stage and those after it again in any case")
+    _add_saying(rerun)
+    _add_home(rerun)
+    rerun.set_defaults(do=run_rerun, memory=False)
     register(commands, _add_edit)
     return top
 
@@ -121,10 +131,14 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--evaluate", action=argparse.BooleanOptionalAction, default=True, help="measure before, at write and after (default: yes)")
     add("--plan", metavar="FILE", help="run exactly what `metake plan --out-plan FILE` settled; no other option is needed")
     add("--memory", action="store_true", help="first print what the edit needs of memory, part by part")
-    add("--quiet", action="store_true", help="only the table at the end")
-    add("--verbose", action="store_true", help="also Prefect's own lines, and tracebacks")
+    _add_saying(command)
     _add_home(command)
     command.set_defaults(do=run_edit)
+
+
+def _add_saying(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="only the table at the end")
+    command.add_argument("--verbose", action="store_true", help="also Prefect's own lines, and tracebacks")
 
 
 def _numbers(text: str) -> list[int]:
@@ -143,10 +157,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 # -- commands --------------------------------------------------------------------------------------------------------------------
 def run_edit(given: argparse.Namespace) -> int:
-    """Runs the flow `edit` in this process and prints its table."""
-    from flows.job import Job
-    from flows.progress import REPORTER, for_terminal
-
+    """Writes facts into a model."""
     only_here = ("do", "memory", "plan", "quiet", "verbose")
     asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in only_here}
     asked["settings"] = dict(given.settings)
@@ -154,6 +165,30 @@ def run_edit(given: argparse.Namespace) -> int:
         from flows.plan import plan_arguments
 
         asked = plan_arguments(given.plan)
+    edit_here(asked, given)
+    return 0
+
+
+def run_rerun(given: argparse.Namespace) -> int:
+    """Goes on with a run where it ended."""
+    from flows.rerun import CONTINUES, continuing
+
+    arguments, run = continuing(_database(given), given.run, given.first)
+    CONTINUES.set(run)
+    edit_here({**arguments, "home": given.home}, given)
+    return 0
+
+
+def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
+    """Runs the flow `edit` in this process, with a server of its own unless one is set, and prints its table.
+
+    Args:
+        asked: arguments of `flows.edit.edit`.
+        given: `memory`, `quiet` and `verbose`, as `metake edit` takes them.
+    """
+    from flows.job import Job
+    from flows.progress import REPORTER, for_terminal
+
     job = Job.make(**asked)
     found = job.check()
     if given.memory:
@@ -178,7 +213,6 @@ def run_edit(given: argparse.Namespace) -> int:
     finally:
         server.stop()
     _conclude(result, given.home)
-    return 0
 
 
 def _end_in_order() -> None:

@@ -26,7 +26,9 @@ from flows.job import Job
 from flows.progress import REPORTER
 from flows.record import LOST
 from flows.report import MOMENTS, figures, heading, markdown, model_card
+from flows.rerun import CONTINUES, Continuation
 from flows.workbench import Ref, Workbench
+from storage import next_attempt
 
 
 def stage(do: Callable[..., Ref], run_name: str) -> Callable[..., Ref]:
@@ -110,12 +112,22 @@ def edit(
         settings: Any other hyper-parameter, by name.
         home: Folder of the artefacts and the database.
     """
-    job = Job.make(**flow_run.parameters)
-    bench = Workbench(job, run_id=str(flow_run.id), name=str(flow_run.name), attempt=flow_run.run_count or 1, reporter=REPORTER.get())
+    job, here = Job.make(**flow_run.parameters), str(flow_run.id)
+    run = CONTINUES.get() or Continuation(here, None)
+    bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
+    bench.record.attempt = next_attempt(bench.store, run.run_id, "started")
     say = _saying(bench)
-    facts = {"name": bench.name, "method": method, "mode": mode, "source": job.requests, "out": str(Path(out).absolute())}
+    facts = {
+        "prefect_run_id": here,
+        "arguments": job.arguments(),
+        "name": bench.name,
+        "method": method,
+        "mode": mode,
+        "source": job.requests,
+        "out": str(Path(out).absolute()),
+    }
     with bench.record.run(facts, seed) as row:
-        _mark_crashed(bench.record.lost)
+        _mark_crashed([*bench.record.lost, *([run.prefect_run_id] if run.prefect_run_id else [])])
         prepare(bench, job.check())
         row.update(model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
         say(

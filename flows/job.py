@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from metake.errors import InputError
 from metake.requests import RequestSet, read_requests
 from metake.settings import METHODS, Settings
 
+READ, MADE = ("requests", "model", "corpus", "heldout"), ("home", "out")  # paths among the arguments
 MARKER = "metake.json"  # a folder that holds it was made here and may be replaced
 CHOICES = {
     "method": tuple(METHODS),
@@ -87,6 +88,12 @@ class Job:
         chosen = {"layers": self.layers, "statistics_tokens": self.tokens}
         return {**self.settings, **{name: value for name, value in chosen.items() if value is not None}}
 
+    def arguments(self) -> dict[str, Any]:
+        """What `flows.edit.edit` takes to do the same from any folder: paths are absolute, all is JSON."""
+        given = {**asdict(self), "layers": list(self.layers) if self.layers else None, "settings": dict(self.settings)}
+        made = {name: given[name] if "://" in given[name] else str(Path(given[name]).absolute()) for name in MADE}
+        return given | made | {name: _absolute(given[name]) for name in READ}
+
     def check(self) -> RequestSet:
         """Reads the requests, and looks at every path and setting, before anything heavy is imported.
 
@@ -145,6 +152,13 @@ def _check_model(model: str) -> None:
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or ("/" in model and path.parent.is_dir())
     if looks_like_path and not path.exists():
         raise InputError("no such folder", place=f"--model {model}", fix="check the path, or give a hub id such as 'org/name'")
+
+
+def _absolute(value: str) -> str:
+    """Paths as they are from any folder; ids, URLs and lists of paths are left as they are."""
+    if "://" in value or not (Path(value).exists() or value.startswith(".")):
+        return ",".join(str(Path(part.strip()).absolute()) for part in value.split(",")) if "," in value else value
+    return str(Path(value).absolute())
 
 
 def _option(name: str) -> str:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SAMPLE = 20_000  # tokens of text for the gates where the statistics are not there yet
-PATHS = ("requests", "model", "corpus", "heldout", "home", "out")
 
 
 class Rehearsal(Workbench):
@@ -257,10 +256,8 @@ def _estimate(bench: Rehearsal, collecting: float, seconds: Mapping[str, float],
 # -- plans in files ------------------------------------------------------------------------------------------------------------------
 def _identity(job: Job, read: RequestSet) -> dict[str, Any]:
     """What a run must find unchanged to be this plan."""
-    arguments = {**asdict(job), "layers": list(job.layers) if job.layers else None}
-    arguments |= {name: _absolute(arguments[name]) for name in PATHS}
     return {
-        "arguments": arguments,
+        "arguments": job.arguments(),
         "requests": read.fingerprint,
         "rejected_rows": _digest([asdict(r) for r in read.rejected]),
         "model": files_digest(Path(job.model)) if Path(job.model).is_dir() else job.model,
@@ -296,13 +293,6 @@ def plan_arguments(file: str | Path) -> dict[str, Any]:
         if now[name] != plan[name]:
             raise InputError(f"{what} changed since the plan was made", place=f"--plan {file}", fix="make the plan again")
     return arguments
-
-
-def _absolute(value: str) -> str:
-    """Paths as they are from any folder; ids, URLs and lists of paths are left as they are."""
-    if "://" in value or not (Path(value).exists() or value.startswith(".")):
-        return ",".join(str(Path(part.strip()).absolute()) for part in value.split(",")) if "," in value else value
-    return str(Path(value).absolute())
 
 
 def _digest(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import environment, peak_memory, worker_name
+from metake.errors import InputError
 from storage import ArtifactStore, Database, Recorder, StorageError, next_attempt, write_part
 
 Rows = dict[str, list[dict[str, Any]]]  # by table
@@ -24,7 +25,7 @@ class RunRecord:
 
     Args:
         run_id: the run's name in the record; Prefect's own id of the flow run.
-        attempt: how often Prefect has started this flow run, from 1.
+        attempt: the how-manieth start of this run it is, from 1.
     """
 
     def __init__(self, store: ArtifactStore, database: Path, run_id: str, attempt: int):
@@ -44,11 +45,13 @@ class RunRecord:
     @contextmanager
     def run(self, facts: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
         """The run's row: running; then completed, with what the block adds to the row, or failed with the reason."""
-        with alone(self._presence(self.run_id)):
+        with alone(self._presence(self.run_id)) as ours:
+            if not ours:
+                raise InputError(f"the run {self.run_id} is going on in another process", fix="wait for it, or stop it first")
             self.recorder.catch_up()
             self._close_lost()
             started, clock = datetime.now(UTC), time.perf_counter()
-            row = {**facts, "run_id": self.run_id, "prefect_run_id": self.run_id, "status": "running", "started_at": started}
+            row = {"prefect_run_id": self.run_id, **facts, "run_id": self.run_id, "status": "running", "started_at": started}
             self.write("started", {"runs": [row], "environment": [{"run_id": self.run_id, **environment(seed)}]}, now=True)
 
             def close(status: str, **more: Any) -> None:

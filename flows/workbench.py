@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -58,13 +58,24 @@ class Workbench:
     Attributes:
         plan: what `prepare` found out; every later stage builds on it.
 
+        force: first words of stages that are done again although their artefacts are there.
+
     `run_id` and `attempt` are as `RunRecord` takes them.
     """
 
     plan: Plan
 
-    def __init__(self, job: Job, *, run_id: str, name: str, attempt: int = 1, reporter: Reporter | None = None):
-        self.job, self.run_id, self.name = job, run_id, name
+    def __init__(
+        self,
+        job: Job,
+        *,
+        run_id: str,
+        name: str,
+        attempt: int = 1,
+        reporter: Reporter | None = None,
+        force: Collection[str] = (),
+    ):
+        self.job, self.run_id, self.name, self.force = job, run_id, name, force
         self.reporter = reporter or Reporter()
         self.store = ArtifactStore(os.path.join(job.home, "artifacts"))
         self.database = Path(job.home) / "metake.duckdb"
@@ -72,6 +83,7 @@ class Workbench:
         self.seconds: dict[str, float | None] = {}  # of each stage that was done; None: it was cached
         self._editor: Editor | None = None
         self._made: set[str] = set()  # keys of artefacts that another stage of this run made by the way
+        self._again: set[str] = set()  # keys of artefacts that were made again by force
         self._written: list[str] = []  # keys of the deltas that the model holds now
 
     # -- artefacts -------------------------------------------------------------------------------------------------------------
@@ -95,12 +107,16 @@ class Workbench:
         """
         key, clock = artifact_key(kind, meaning), time.perf_counter()
         with self.record.stage(stage, batch, {"artifact": key, "device": self.job.device}) as record:
-            folder = self._intact(kind, key)
+            again = stage.partition("_")[0] in self.force and key not in self._again
+            folder = None if again else self._intact(kind, key)
             cached = folder is not None and current(folder) and key not in self._made
             if folder is None or not current(folder):
                 title = stage.replace("_", " ") + ("" if batch is None else f" {batch:04d}")
                 with self.reporter.bar(title) as progress, self.store.writing(kind, key, meaning) as new:
                     build(new, progress)
+                    if again:
+                        self.store.drop(kind, key)
+                        self._again.add(key)
                 folder = self.store.get(kind, key)
             record.update(rows(folder))
             record["artifacts"] = [{**self.store.describe(kind, key), "run_id": self.run_id}]

@@ -193,5 +193,5 @@ def memory(source: str | Path, method: str, overrides: dict[str, Any], *, batch:
 
 def as_row(family: str, anatomy: Anatomy) -> str:
     """The line of `metake.anatomy.FAMILIES` for a family."""
-    given = [f'{f.name}={getattr(anatomy, f.name)!r}' for f in fields(Anatomy) if getattr(anatomy, f.name) != f.default]
+    given = [f"{f.name}={getattr(anatomy, f.name)!r}" for f in fields(Anatomy) if getattr(anatomy, f.name) != f.default]
     return f'"{family}": Anatomy({", ".join(given)}),'.replace("'", '"')
