@@ -219,6 +219,18 @@ def code_digest(*modules: str) -> str:
     return digest.hexdigest()
 
 
+@cache
+def source_digest() -> str:
+    """SHA-256 over all our own source: processes that share a run must name things alike."""
+    import metake.errors
+
+    root = Path(metake.errors.__file__).parent.parent
+    digest = hashlib.sha256(code_digest().encode())
+    for file in sorted(file for package in ("flows", "storage") for file in (root / package).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _request(fields: Mapping[str, Any]) -> Request:
     neighbours = tuple(Neighbour(**n) for n in fields["neighbours"])
     return Request(**{**fields, "rephrases": tuple(fields["rephrases"]), "neighbours": neighbours})
