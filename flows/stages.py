@@ -134,7 +134,7 @@ def statistics(bench: Workbench) -> Ref:
             tokens=s.statistics_tokens,
             tolerance=s.statistics_tolerance,
             length=_row_length(bench),
-            batch_tokens=s.batch_tokens,
+            batch_tokens=bench.batch_tokens,
             shard_tokens=shard,
             shelf=StoredSums(bench.store, {**read, "shard_tokens": shard}),
             progress=progress,
@@ -227,7 +227,7 @@ def evaluate(bench: Workbench, statistics: Ref, moment: str, batch: int, deltas:
         from metake.evaluation import evaluate
 
         with bench.as_saved(statistics, deltas) as lm:
-            _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=s.batch_tokens, progress=progress))
+            _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=bench.batch_tokens, progress=progress))
 
     return bench.make(f"evaluate_{moment}", "answers", meaning, build, batch=batch, rows=_metric_rows(moment))
 
