@@ -107,7 +107,8 @@ def main() -> int:
         stack_enter(
             background(inside(COORDINATOR, python, "-m", "moto.server", "-H", HERE, "-p", "5000"), coordinator, ROOT, ours / "s3.log")
         )
-        ask = f"import urllib.request as r; r.urlopen('http://{HERE}:4200/api/health'); r.urlopen(r.Request('http://{HERE}:5000/metake', method='PUT'))"
+        urls = f"'http://{HERE}:4200/api/health', r.Request('http://{HERE}:5000/metake', method='PUT')"  # the second makes the bucket
+        ask = f"import urllib.request as r; [r.urlopen(url) for url in ({urls})]"
         deadline = time.monotonic() + 90
         while subprocess.run(inside(COORDINATOR, python, "-c", ask), capture_output=True).returncode:
             assert time.monotonic() < deadline, "the servers did not start"
@@ -138,9 +139,8 @@ def main() -> int:
         words = [python, "-m", "flows.cli", *asked, "--home", str(ours / "alone"), "--out", str(ours / "alone-out"), "--quiet"]
         subprocess.run(words, env=alone, cwd=ours, check=True, capture_output=True)
         same = digest(ours / "out") == digest(ours / "alone-out")
-        print(
-            f"checkpoint {digest(ours / 'out')[:16]}; in one process {digest(ours / 'alone-out')[:16]}: {'the same bits' if same else 'DIFFERENT'}"
-        )
+        verdict = "the same bits" if same else "OTHER BITS"
+        print(f"checkpoint {digest(ours / 'out')[:16]}, in one process {digest(ours / 'alone-out')[:16]}: {verdict}")
         return int(not same)
 
 
