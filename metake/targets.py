@@ -15,7 +15,8 @@ last written and ĥ the states measured after that write, R̂ = (ĥ − h) + (R 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from metake.model import LanguageModel
-from metake.passes import Contexts, Segment
+from metake.model import Change, LanguageModel
+from metake.passes import Contexts, Walk, read
 from metake.prompts import CONTEXTS, ESSENCE, by_budget, context_ids, continuation, lay_out, place
 from metake.requests import Request
 from metake.settings import Settings
@@ -102,7 +103,16 @@ class _Block:
     def __init__(self, lm: LanguageModel, layers: Sequence[int], rows: Sequence[_Row], contexts: Contexts):
         self.lm, device = lm, lm.device
         laid = lay_out([r.ids for r in rows], [r.pivot for r in rows], device, [r.context for r in rows])
-        self.segment = Segment(lm, laid, layers[-1] + 1, len(lm.layers) - 1, contexts=contexts, key_layers=layers)
+        found = read(
+            lm,
+            laid,
+            layers[-1] + 1,
+            len(lm.layers) - 1,
+            contexts=contexts,
+            key_layers=layers,
+            output=not all(r.target for r in rows),
+        )
+        self.segment, self.entry, self.keys = found.segment, found.entry, found.keys
         self.request = torch.tensor([r.request for r in rows], device=device)
         self.bare = torch.tensor([r.bare for r in rows], device=device)
         self.essence = torch.tensor([not r.target for r in rows], device=device)
@@ -116,14 +126,19 @@ class _Block:
             column[i, :n] = torch.arange(n) + len(r.ids) - r.pivot - n
         self.token, self.weight, self.column = token.to(device), weight.to(device), column.to(device)
         self.before: Tensor | None = None  # log-probabilities at the essence prompts before the edit, (essence rows, V)
+        if found.output is not None:
+            with torch.no_grad():
+                self.before = log_softmax(lm.logits(found.output[self.essence]), -1)
         self._find()
 
     def _find(self) -> None:
         """Where the loss is read, looked up once and not at every step: a GPU is waited for each time."""
         row, place = self.weight.nonzero(as_tuple=True)
-        self.asked = (row, self.column[row, place], self.token[row, place], self.weight[row, place])
+        self.asked = (row, self.token[row, place], self.weight[row, place])
         self.essences = self.essence.nonzero().flatten()
         self.count = torch.arange(len(row), device=row.device)
+        width = self.segment.input.shape[1]
+        self.places = torch.cat([row * width + self.column[row, place], self.essences * width])  # tokens where something must be said
 
     def keep(self, active: Tensor) -> bool:
         """Drops the rows of requests that are done; false when none is left."""
@@ -143,22 +158,12 @@ class _Block:
         """Requests whose bare prompt is in this block, and the hidden state leaving layer L at their subject, (k,) and (k, d)."""
         return self.request[self.bare], self.segment.input[self.bare, 0]
 
-    @torch.no_grad()
-    def remember_essence(self) -> None:
-        """Keeps what the unedited model says after the essence prompts."""
-        if bool(self.essence.any()):
-            self.before = log_softmax(self.lm.logits(self.segment.output[self.essence, 0]), -1)
-
     def losses(self, shift: Tensor, kl: float) -> Tensor:
         """NLL and κ KL of each row when ``shift`` (requests, d) is added to the state at its subject, (rows,)."""
         hidden = self.segment.input.clone()
         hidden[:, 0] = hidden[:, 0] + shift[self.request].to(hidden.dtype)
-        out = self.segment(hidden)
-        row, column, token, weight = self.asked
-        chosen = out[row, column]
-        if self.before is not None:
-            chosen = torch.cat([chosen, out[self.essences, 0]])
-        log_p = log_softmax(self.lm.logits(chosen), -1)
+        row, token, weight = self.asked
+        log_p = log_softmax(self.lm.logits(self.segment(hidden, self.places)), -1)
         nll = -log_p[self.count, token] * weight
         total = torch.zeros(len(self.request), dtype=log_p.dtype, device=log_p.device).index_add(0, row, nll.to(log_p.dtype))
         if self.before is not None:
@@ -175,32 +180,41 @@ class Problem:
         hidden: state leaving layer L at the subject of each bare prompt, (n, d).
     """
 
-    def __init__(self, lm: LanguageModel, requests: Sequence[Request], settings: Settings, essence: list[Tensor | None] | None = None):
-        prefixes = context_ids(lm.tokenizer, [f"{r.prompt} {r.target_new}" for r in requests], lm.window)
-        rows, contexts = _rows(lm, requests, prefixes), Contexts(lm, prefixes)
-        self.kl = settings.kl
+    def __init__(self, lm: LanguageModel, requests: Sequence[Request], settings: Settings):
+        self.lm, self.layers, self.kl = lm, settings.layers, settings.kl
+        self.prefixes = context_ids(lm.tokenizer, [f"{r.prompt} {r.target_new}" for r in requests], lm.window)
+        rows, contexts = _rows(lm, requests, self.prefixes), Contexts(lm, self.prefixes)
         groups = by_budget([len(r.ids) - r.pivot for r in rows], settings.batch_tokens, [r.pivot for r in rows])
-        self.blocks = [_Block(lm, settings.layers, [rows[i] for i in group], contexts) for group in groups]
-        self.hidden = torch.zeros(len(requests), lm.width, dtype=lm.work_dtype, device=lm.device)
-        for block, before in zip(self.blocks, essence or [None] * len(self.blocks), strict=True):
+        blocks = [_Block(lm, settings.layers, [rows[i] for i in group], contexts) for group in groups]
+        self.whole = [copy(block) for block in blocks]  # with every row, whatever `keep` drops, and the way to a new segment
+        for block in self.whole:
+            del block.segment
+        self._begin(blocks, len(requests))
+
+    def _begin(self, blocks: list[_Block], count: int) -> None:
+        self.blocks, self._active = blocks, count
+        self.hidden = torch.zeros(count, self.lm.width, dtype=self.lm.work_dtype, device=self.lm.device)
+        for block in blocks:
             index, state = block.state()
-            self.hidden[index] = state.to(lm.work_dtype)
-            if essence is None:
-                block.remember_essence()
-            else:
-                block.before = before
-        self.essence = [block.before for block in self.blocks]
-        self._active = len(requests)
+            self.hidden[index] = state.to(self.lm.work_dtype)
 
     def keys(self) -> dict[int, Tensor]:
-        """K (d_in, n) float64 of each edited layer, the mean over contexts, from the passes that made this problem."""
-        means: dict[int, Tensor] = {}
-        for block in self.blocks:
+        """K (d_in, n) float64 of each edited layer on the unedited model, the mean over contexts."""
+        return {layer: self.mean(block.keys[layer] for block in self.whole) for layer in self.layers}
+
+    def mean(self, keys: Iterable[Tensor]) -> Tensor:
+        """K (d_in, n) float64 of one layer from the keys of each block's rows, (rows, d_in)."""
+        total = None
+        for block, found in zip(self.whole, keys, strict=True):
             rows = ~block.essence
-            for layer, keys in block.segment.keys.items():
-                sums = means.setdefault(layer, torch.zeros(len(self.hidden), keys.shape[1], dtype=torch.float64, device=keys.device))
-                sums.index_add_(0, block.request[rows], keys[rows].double() / len(CONTEXTS))
-        return {layer: mean.T.contiguous() for layer, mean in means.items()}
+            total = found.new_zeros(len(self.hidden), found.shape[1], dtype=torch.float64) if total is None else total
+            total.index_add_(0, block.request[rows], found[rows].double() / len(CONTEXTS))
+        assert total is not None
+        return total.T.contiguous()
+
+    def rewriting(self) -> Rewriting:
+        """The same rows once more, for a write on top of the model on which this problem was made."""
+        return Rewriting(self)
 
     def keep(self, active: Tensor) -> None:
         """Goes on with the active requests only (bool (n,)); active ones never become more."""
@@ -217,6 +231,53 @@ class Problem:
             total.index_add_(0, block.request, rows.detach().to(shift.dtype))
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(shift)
         return total, gradient
+
+
+class Rewriting:
+    """A problem's rows on their way through a write: no layer below the first edited one is run again, and each above it once.
+
+    It answers `write.write_layers` as `write.KeyRows` does, and then is the problem on the model as written. Every call's edits hold
+    those of the calls before.
+    """
+
+    def __init__(self, problem: Problem):
+        self.lm, self.problem = problem.lm, problem
+        self._walks = [Walk(block.entry) for block in problem.whole]
+        self._bare = [block.bare.nonzero().flatten() for block in problem.whole]
+
+    def keys(self, layers: Sequence[int], edits: Mapping[int, Change]) -> dict[int, Tensor]:
+        """K (d_in, n) float64 of one edited layer, on the model with ``edits`` below it."""
+        (layer,) = layers
+        if not edits:  # the first: nothing below it has changed since the problem was made
+            return {layer: self.problem.mean(block.keys[layer] for block in self.problem.whole)}
+        found = []
+        with self.lm.edited(edits):
+            contexts = Contexts(self.lm, self.problem.prefixes)
+            for walk in self._walks:
+                walk.advance(layer, contexts)
+                found.append(walk.keys(contexts))
+        return {layer: self.problem.mean(found)}
+
+    def hidden(self, layer: int, edits: Mapping[int, Change]) -> Tensor:
+        """State leaving ``layer`` at the subject of each bare prompt, (d, n), on the model with ``edits``."""
+        out = torch.zeros_like(self.problem.hidden)
+        with self.lm.edited(edits):
+            contexts = Contexts(self.lm, self.problem.prefixes)
+            for block, walk, bare in zip(self.problem.whole, self._walks, self._bare, strict=True):
+                if len(bare):
+                    out[block.request[bare]] = walk.state(bare, layer, contexts).to(out.dtype)
+        return out.T
+
+    def done(self, edits: Mapping[int, Change]) -> Problem:
+        """The problem on the model with ``edits``, all of its requests in it again; what the essence prompts said before stays."""
+        problem, blocks = copy(self.problem), []
+        with self.lm.edited(edits):
+            contexts = Contexts(self.lm, self.problem.prefixes)
+            for whole, walk in zip(self.problem.whole, self._walks, strict=True):
+                blocks.append(block := copy(whole))
+                block.segment = walk.segment(contexts)
+        problem._begin(blocks, len(self.problem.hidden))
+        return problem
 
 
 class Learner:
