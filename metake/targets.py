@@ -158,12 +158,15 @@ class _Block:
         """Requests whose bare prompt is in this block, and the hidden state leaving layer L at their subject, (k,) and (k, d)."""
         return self.request[self.bare], self.segment.input[self.bare, 0]
 
-    def losses(self, shift: Tensor, kl: float) -> Tensor:
-        """NLL and κ KL of each row when ``shift`` (requests, d) is added to the state at its subject, (rows,)."""
+    def states(self, shift: Tensor) -> Tensor:
+        """States leaving the last layer where something must be said, when ``shift`` (requests, d) moves those at the subjects, (k, d)."""
         hidden = self.segment.input.clone()
         hidden[:, 0] = hidden[:, 0] + shift[self.request].to(hidden.dtype)
+        return self.segment(hidden, self.places)
+
+    def losses(self, log_p: Tensor, kl: float) -> Tensor:
+        """NLL and κ KL of each row, (rows,), from the log-probabilities at those states, (k, V)."""
         row, token, weight = self.asked
-        log_p = log_softmax(self.lm.logits(self.segment(hidden, self.places)), -1)
         nll = -log_p[self.count, token] * weight
         total = torch.zeros(len(self.request), dtype=log_p.dtype, device=log_p.device).index_add(0, row, nll.to(log_p.dtype))
         if self.before is not None:
@@ -181,7 +184,7 @@ class Problem:
     """
 
     def __init__(self, lm: LanguageModel, requests: Sequence[Request], settings: Settings):
-        self.lm, self.layers, self.kl = lm, settings.layers, settings.kl
+        self.lm, self.layers, self.kl, self.budget = lm, settings.layers, settings.kl, settings.batch_tokens
         self.prefixes = context_ids(lm.tokenizer, [f"{r.prompt} {r.target_new}" for r in requests], lm.window)
         rows, contexts = _rows(lm, requests, self.prefixes), Contexts(lm, self.prefixes)
         groups = by_budget([len(r.ids) - r.pivot for r in rows], settings.batch_tokens, [r.pivot for r in rows])
@@ -221,14 +224,29 @@ class Problem:
         if (count := int(active.sum())) < self._active:
             self.blocks, self._active = [block for block in self.blocks if block.keep(active)], count
 
+    def _loads(self) -> list[list[_Block]]:
+        """Blocks that are on their way forward and back together: no more tokens than may be, so no more memory than one full block."""
+        loads: list[list[_Block]] = []
+        room = 0
+        for block in self.blocks:
+            tokens = block.segment.input[..., 0].numel()
+            if tokens > room:
+                loads.append([])
+                room = max(self.budget, tokens)
+            loads[-1].append(block)
+            room -= tokens
+        return loads
+
     def losses(self, shift: Tensor) -> tuple[Tensor, Tensor]:
         """NLLᵢ + κ KLᵢ (n,) at states moved by ``shift`` (n, d), and the gradient of their sum, ∂ℓ/∂R̂ as (n, d)."""
         leaf = shift.detach().requires_grad_()
         total = torch.zeros(len(shift), dtype=shift.dtype, device=shift.device)
-        for block in self.blocks:
-            rows = block.losses(leaf, self.kl)
+        for load in self._loads():  # one head for many blocks: it is the widest matrix, and a block alone asks it little
+            states = [block.states(leaf) for block in load]
+            log_p = log_softmax(self.lm.logits(torch.cat(states)), -1).split([len(s) for s in states])
+            rows = torch.cat([block.losses(part, self.kl) for block, part in zip(load, log_p, strict=True)])
             rows.sum().backward()
-            total.index_add_(0, block.request, rows.detach().to(shift.dtype))
+            total.index_add_(0, torch.cat([block.request for block in load]), rows.detach().to(shift.dtype))
         gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(shift)
         return total, gradient
 
@@ -244,6 +262,13 @@ class Rewriting:
         self.lm, self.problem = problem.lm, problem
         self._walks = [Walk(block.entry) for block in problem.whole]
         self._bare = [block.bare.nonzero().flatten() for block in problem.whole]
+        self._read: tuple[int, Contexts] | None = None
+
+    def _contexts(self, edits: Mapping[int, Change]) -> Contexts:
+        """The contexts on the model with ``edits``, read once for each layer that is written."""
+        if self._read is None or self._read[0] != len(edits):
+            self._read = len(edits), Contexts(self.lm, self.problem.prefixes)
+        return self._read[1]
 
     def keys(self, layers: Sequence[int], edits: Mapping[int, Change]) -> dict[int, Tensor]:
         """K (d_in, n) float64 of one edited layer, on the model with ``edits`` below it."""
@@ -252,7 +277,7 @@ class Rewriting:
             return {layer: self.problem.mean(block.keys[layer] for block in self.problem.whole)}
         found = []
         with self.lm.edited(edits):
-            contexts = Contexts(self.lm, self.problem.prefixes)
+            contexts = self._contexts(edits)
             for walk in self._walks:
                 walk.advance(layer, contexts)
                 found.append(walk.keys(contexts))
@@ -262,7 +287,7 @@ class Rewriting:
         """State leaving ``layer`` at the subject of each bare prompt, (d, n), on the model with ``edits``."""
         out = torch.zeros_like(self.problem.hidden)
         with self.lm.edited(edits):
-            contexts = Contexts(self.lm, self.problem.prefixes)
+            contexts = self._contexts(edits)
             for block, walk, bare in zip(self.problem.whole, self._walks, self._bare, strict=True):
                 if len(bare):
                     out[block.request[bare]] = walk.state(bare, layer, contexts).to(out.dtype)
@@ -272,7 +297,7 @@ class Rewriting:
         """The problem on the model with ``edits``, all of its requests in it again; what the essence prompts said before stays."""
         problem, blocks = copy(self.problem), []
         with self.lm.edited(edits):
-            contexts = Contexts(self.lm, self.problem.prefixes)
+            contexts = self._contexts(edits)
             for whole, walk in zip(self.problem.whole, self._walks, strict=True):
                 blocks.append(block := copy(whole))
                 block.segment = walk.segment(contexts)
