@@ -216,7 +216,11 @@ class Problem:
         return total.T.contiguous()
 
     def rewriting(self) -> Rewriting:
-        """The same rows once more, for a write on top of the model on which this problem was made."""
+        """The same rows once more, for a write on top of the model on which this problem was made.
+
+        This problem has no losses any more: its segments make room for those of `Rewriting.done`.
+        """
+        self.blocks = []
         return Rewriting(self)
 
     def keep(self, active: Tensor) -> None:

@@ -201,9 +201,10 @@ def test_a_request_that_diverges_ends_alone(proxy, coupling):
         assert torch.allclose(targets.planned[:, [0, 1, 3]], without.planned, atol=1e-6), "the others learn as if it had not been there"
 
 
-def test_a_request_whose_loss_rises_far_above_its_beginning_is_ended():
+@pytest.mark.parametrize("rate", [1e4, 1e6])
+def test_a_request_whose_loss_rises_far_above_its_beginning_is_ended(rate):
     """An absurd learning rate without any bound."""
-    settings = replace(SETTINGS, proxy="none", learning_rate=1e4, clamp=1e9, amplification=1e9, weight_decay=10.0)
+    settings = replace(SETTINGS, proxy="none", learning_rate=rate, clamp=1e9, amplification=1e9, weight_decay=10.0)
     targets = learned(settings, requests(2))
     assert all(d["stop_reason"] == "diverged" and d["steps"] < settings.steps for d in targets.diagnostics)
     assert not bool(targets.planned.any())
