@@ -9,7 +9,8 @@ Only the suffix of each prompt runs, through the layers above L only, forward an
 that is done frees its place.
 
 When the loop closes over the real write (`Settings.rounds` > 1), later rounds start from the really edited model: with R_w the residuals
-last written and ĥ the states measured after that write, R̂ = (ĥ − h) + (R − R_w) G.
+last written and ĥ the states measured after that write, R̂ = (ĥ − h) + (R − R_w) G. Ours. :class:`Rewriting` makes that cheap: the pass
+that measures the edited model is the one on which its layers are written, and begins at the first of them.
 """
 
 from __future__ import annotations
@@ -177,7 +178,10 @@ class _Block:
 
 
 class Problem:
-    """The upper level's loss on one state of the model, for a batch of requests.
+    """The upper level's loss on one state of the model, NLL(o*ᵢ | hᵢ + R̂ᵢ) + κ KL(essence prompt, before ‖ after), for n requests.
+
+    The NLL is the mean over the target's tokens and over the contexts, and the essence prompt is "{subject} is a", both as in MEMIT
+    (arXiv 2210.07229).
 
     Attributes:
         hidden: state leaving layer L at the subject of each bare prompt, (n, d).
@@ -231,7 +235,7 @@ class Problem:
     def _loads(self) -> list[list[_Block]]:
         """Blocks that are on their way forward and back together: no more tokens than may be, so no more memory than one full block."""
         loads: list[list[_Block]] = []
-        room = 0
+        room = 0  # tokens
         for block in self.blocks:
             tokens = block.segment.input[..., 0].numel()
             if tokens > room:
@@ -310,7 +314,9 @@ class Rewriting:
 
 
 class Learner:
-    """Adam over R for a batch of n requests; it holds R and what became of each request.
+    """Adam over R for a batch of n requests, by ∂ℓ/∂R = (∂ℓ/∂R̂) Gᵀ + 2 R E; it holds R and what became of each request.
+
+    The structural gradient proxy of MetaKE (arXiv 2603.12677; our reading), with the cost of the write beside it (ours).
 
     Args:
         hidden: hᵢ, (n, d), of the model before the write.
