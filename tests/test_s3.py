@@ -52,7 +52,8 @@ def test_another_process_sees_at_once_what_was_written_and_the_other_way_round(r
     code = """
         print(store.has("targets", KEY), list(store.keys("targets")) == [], flush=True)
         input()
-        print(store.has("targets", KEY), list(store.keys("targets")) == [KEY], (store.get("targets", KEY) / "a.bin").read_text(), flush=True)
+        read = (store.get("targets", KEY) / "a.bin").read_text()
+        print(store.has("targets", KEY), list(store.keys("targets")) == [KEY], read, flush=True)
         store.drop("targets", KEY)
     """
     there = elsewhere(root, tmp_path / "there", code)
@@ -152,10 +153,11 @@ def test_a_beat_that_cannot_be_written_does_no_harm(s3: S3, tmp_path: Path):
 
 
 # -- places that cannot be used ----------------------------------------------------------------------------------------------------
-def refusal(env: dict[str, str], address: str, method: str = "probe()") -> str:
+def refusal(env: dict[str, str], address: str, method: str = "probe()", before: str = "") -> str:
     """What a fresh process says of a store that it cannot use: credentials and endpoint are read once."""
     code = f"""
         from storage import ArtifactStore, StorageError
+        {before}
         try:
             ArtifactStore({address!r}).{method}
         except StorageError as error:
@@ -185,10 +187,9 @@ def test_a_server_that_is_not_there_is_not_an_artefact_that_is_not_there(s3: S3,
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(s3: S3):
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        code = "from storage import remote; remote.PATIENCE = 1.0"
-        said = refusal(
-            {**s3.env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{mute.getsockname()[1]}"}, "s3://bucket/x", f"probe() or exec({code!r})"
-        )
+        hasty = "from storage import remote; remote.PATIENCE = 0.5"
+        endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        said = refusal({**s3.env, "AWS_ENDPOINT_URL": endpoint}, "s3://bucket/x", before=hasty)
     assert "no answer" in said and "whether the server is up" in said
 
 
@@ -210,6 +211,8 @@ def expired() -> Iterator[str]:
     """A server that answers as S3 does when the credentials are out of date, which moto never finds."""
 
     class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_PUT(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
@@ -260,13 +263,13 @@ def test_a_folder_that_cannot_be_written(place: str):
 
 def test_a_folder_with_no_room(tmp_path: Path):
     code = """
-        import resource
+        import resource, sys
         from storage import ArtifactStore, StorageError
         resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))
         try:
-            ArtifactStore("full").probe()
+            ArtifactStore(sys.argv[1]).probe()
         except StorageError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], text=True, capture_output=True, check=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], text=True, capture_output=True, check=True)
     assert "Free some space there" in done.stdout
