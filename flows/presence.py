@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from storage import ArtifactStore, Heartbeat, last_beat
-from storage.heartbeat import EVERY
 
-SILENCE = 3 * EVERY  # seconds without a beat after which a process elsewhere counts as gone
+EVERY = 2.0  # seconds between two beats of a run
+SILENCE = 10.0  # seconds without one after which a process elsewhere counts as gone; one that was only slow puts its row right later
 
 
 @contextmanager
@@ -19,23 +19,22 @@ def present(store: ArtifactStore, locks: Path, run_id: str) -> Iterator[bool]:
     """Stands for a run for the length of the block, or says False where another process does, here or on another machine."""
     with absent(store, locks, run_id) as ours:
         shared = ours and not store.folders.local
-        with Heartbeat(store, _beat(run_id)) if shared else nullcontext():
+        with Heartbeat(store, _beat(run_id), EVERY) if shared else nullcontext():
             yield ours
 
 
 @contextmanager
 def absent(store: ArtifactStore, locks: Path, run_id: str) -> Iterator[bool]:
     """Whether no process stands for a run; none of this machine begins to while the block goes on."""
-    known = (locks / run_id).exists()
     with alone(locks / run_id) as ours:
-        yield ours and (known or store.folders.local or _silent(store, run_id))
+        yield ours and (store.folders.local or _silent(store, run_id))
 
 
 def _silent(store: ArtifactStore, run_id: str) -> bool:
-    """Whether a run of another machine, or of another folder of this one, has stopped beating."""
+    """Whether a run of another machine, or of another folder of this one, is over: no beat, or none any more."""
     said, deadline = last_beat(store, _beat(run_id)), time.monotonic() + SILENCE
     while said is not None and time.monotonic() < deadline:
-        time.sleep(EVERY / 5)
+        time.sleep(EVERY / 4)
         if last_beat(store, _beat(run_id)) != said:
             return False
     return True
