@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.commands import register
+from flows.home import add_home, options_of, record_of, store_of
 from metake.errors import InputError, MetaKEError
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from storage import Table
+    from storage import Database, Table
 
 INTERRUPTED = 130
 
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     rerun.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
     rerun.add_argument("--from", dest="first", choices=("evaluate", "publish"), help="do this stage and those after it again in any case")
     _add_saying(rerun)
-    _add_home(rerun)
+    add_home(rerun)
     rerun.set_defaults(do=run_rerun, memory=False)
     register(commands, _add_edit)
     return top
@@ -90,16 +91,9 @@ def parser() -> argparse.ArgumentParser:
 def _reading(commands: Any, name: str, help: str, do: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=help.capitalize() + ".")
     command.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    _add_home(command)
+    add_home(command)
     command.set_defaults(do=do)
     return command
-
-
-def _add_home(command: argparse.ArgumentParser) -> None:
-    default = os.environ.get("METAKE_HOME", ".metake")
-    command.add_argument(
-        "--home", default=default, metavar="DIR", help="folder of artefacts and database (default: $METAKE_HOME or .metake)"
-    )
 
 
 def _add_edit(command: argparse.ArgumentParser) -> None:
@@ -138,7 +132,7 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--plan", metavar="FILE", help="run exactly what `metake plan --out-plan FILE` settled; no other option is needed")
     add("--memory", action="store_true", help="first print what the edit needs of memory, part by part")
     _add_saying(command)
-    _add_home(command)
+    add_home(command)
     command.set_defaults(do=run_edit)
 
 
@@ -198,6 +192,7 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
 
     job = Job.make(**asked)
     found = job.check()
+    store_of(job.home).probe()
     if url := os.environ.get("PREFECT_API_URL"):
         check_server(url)
     if given.memory:
@@ -239,7 +234,7 @@ def _conclude(result: dict[str, Any], home: str) -> None:
     print(f"model      {result['out']}  (AutoModelForCausalLM.from_pretrained reads it)")
     print(f"database   {result['database']}")
     print(f"run        {result['name']}, {result['run_id']}\n")
-    metake, option = _typed("metake"), "" if home == os.environ.get("METAKE_HOME", ".metake") else f" --home {shlex.quote(home)}"
+    metake, option = _typed("metake"), options_of(home)
     for command, what in (
         (f"{metake} history{option} --subject {shlex.quote(result['example']['subject'])}", "what was done to a fact"),
         (f'{metake} sql{option} "SELECT * FROM run_summary"', "the runs side by side"),
@@ -279,10 +274,8 @@ def run_runs(given: argparse.Namespace) -> int:
     return _show(_database(given).runs(), given.format)
 
 
-def _database(given: argparse.Namespace):
-    from storage import Database
-
-    return Database(os.path.join(given.home, "metake.duckdb"))
+def _database(given: argparse.Namespace) -> Database:
+    return record_of(given.home)
 
 
 def _show(table: Table, format: str) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.home import add_home, database_of, store_of
 from metake.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
 
 def _command(commands: Any, name: str, help: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=help.capitalize() + ".")
-    default = os.environ.get("METAKE_HOME", ".metake")
-    where = "folder of artefacts and database (default: $METAKE_HOME or .metake)"
-    command.add_argument("--home", default=default, metavar="DIR", help=where)
+    add_home(command)
     command.add_argument("--verbose", action="store_true", help="tracebacks")
     command.set_defaults(do=do)
     return command
@@ -241,8 +239,8 @@ def run_rebuild(given: argparse.Namespace) -> int:
     """Makes the database again."""
     from storage import rebuild
 
-    home = _home(given)
-    print(f"{home.database.path} was made again from {rebuild(home.database.path, home.store)} parts")
+    database = database_of(given.home)
+    print(f"{database} was made again from {rebuild(database, store_of(given.home))} parts")
     return 0
 
 

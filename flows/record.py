@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import environment, peak_memory, worker_name
+from flows.presence import absent, present
 from metake.errors import InputError
 from storage import ArtifactStore, Database, Recorder, StorageError, next_attempt, write_part
 
@@ -52,7 +52,7 @@ class RunRecord:
     @contextmanager
     def run(self, facts: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
         """The run's row: running; then completed, with what the block adds to the row, or failed with the reason."""
-        with alone(self._presence(self.run_id)) as ours:
+        with present(self.store, self._locks, self.run_id) as ours:
             if not ours:
                 raise InputError(f"the run {self.run_id} is going on in another process", fix="wait for it, or stop it first")
             self.recorder.catch_up()
@@ -73,15 +73,16 @@ class RunRecord:
                 raise
             close("completed")
 
-    def _presence(self, run_id: str) -> Path:
-        """The file that a run's process keeps locked for as long as it lives."""
-        return self.recorder.database.parent / "running" / run_id
+    @property
+    def _locks(self) -> Path:
+        """Folder of the files that runs' processes keep locked for as long as they live."""
+        return self.recorder.database.parent / "running"
 
     def _close_lost(self) -> None:
         """Records runs whose process was killed as failed."""
         database = Database(self.recorder.database)
         for (run_id,) in database.query("SELECT run_id FROM runs WHERE status = 'running'").rows:
-            with alone(self._presence(run_id)) as gone:
+            with absent(self.store, self._locks, run_id) as gone:
                 for row in database.query("SELECT * EXCLUDE (part) FROM runs WHERE run_id = ? AND status = 'running'", [run_id]):
                     if gone:
                         slot = f"{run_id}/lost-{next_attempt(self.store, run_id, 'lost')}"
@@ -109,25 +110,6 @@ class RunRecord:
             raise
         (own,) = rows.pop("stages")
         close(rows, **own)
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[bool]:
-    """Holds the lock of a file for the length of the block, or says False where somebody else holds it.
-
-    The kernel lets go of it however the holder ends, so who can take it knows that the holder is gone.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            file.unlink(missing_ok=True)
 
 
 def _status(error: BaseException) -> str:

@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.card import version_card
+from flows.home import record_of, store_of
 from flows.lineage import Segment, lineage
 from flows.publish import publish_model
 from metake import demo
@@ -34,13 +36,13 @@ class Home:
     base: str | None = None
     device: str = "cpu"
 
-    @property
+    @cached_property
     def database(self) -> Database:
-        return Database(Path(self.folder) / "metake.duckdb")
+        return record_of(self.folder)
 
-    @property
+    @cached_property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(Path(self.folder) / "artifacts")
+        return store_of(self.folder)
 
 
 def rebuild(home: Home, version: str) -> LanguageModel:

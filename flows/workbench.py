@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.home import database_of, store_of
 from flows.job import Job
 from flows.progress import Progress, Reporter
 from flows.record import Rows, RunRecord
@@ -90,8 +90,7 @@ class Workbench:
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
         self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
-        self.store = ArtifactStore(os.path.join(job.home, "artifacts"))
-        self.database = Path(job.home) / "metake.duckdb"
+        self.store, self.database = store_of(job.home), database_of(job.home)
         self.record = RunRecord(self.store, None if worker else self.database, run_id, attempt)
         self.seconds: dict[tuple[str, int | None], float | None] = {}  # of each stage and batch that was done; None: it was cached
         self._editor: Editor | None = None

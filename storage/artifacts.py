@@ -63,8 +63,7 @@ class ArtifactStore:
 
         Raises: ArtifactMissing; ArtifactDamaged, naming the file. After the latter, `writing` the artefact again replaces it.
         """
-        self.manifest(kind, key)
-        return self.folders.fetch(_path(kind, key))
+        return self.folders.fetch(_path(kind, key), self.manifest(kind, key))
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """kind, key, meaning, files, sha256 and created_at. Raises ArtifactMissing, ArtifactDamaged."""
@@ -107,6 +106,10 @@ class ArtifactStore:
     def drop(self, kind: str, key: str) -> None:
         """Deletes an artefact that nothing will ask for again; one that is not there is dropped already."""
         self.folders.drop(_path(kind, key))
+
+    def probe(self) -> None:
+        """Raises StoreUnusable, saying where and what to do, when nothing can be written. Two small requests."""
+        self.folders.probe()
 
     def sweep(self, older_than: timedelta = LEFTOVER_AGE) -> int:
         """Deletes leftovers of killed writers that are older than this. Returns how many went."""

@@ -29,6 +29,10 @@ class ArtifactDamaged(StorageError):
     """A stored file is cut short, altered or gone; the message names it. Writing the artefact again replaces it."""
 
 
+class StoreUnusable(StorageError):
+    """The place where artefacts are kept cannot be reached, or not written to."""
+
+
 class RowRefused(StorageError):
     """A row does not fit the table it is meant for; raised before anything is written."""
 

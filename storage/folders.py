@@ -16,12 +16,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from storage.errors import ArtifactDamaged, ArtifactMissing, BadName
+from storage.remote import filesystem, is_remote, reaching, write_small
 
 MANIFEST = "manifest.json"
 WRITING = ".writing"  # temporary folders live here, inside the root, so that the rename stays on one file system
@@ -52,11 +53,8 @@ class Folders:
     """
 
     def __init__(self, root: str | Path, cache: Path | None = None):
-        from fsspec.core import url_to_fs
-        from fsspec.implementations.local import LocalFileSystem
-
-        self.fs, path = url_to_fs(os.fspath(root))
-        self.local = isinstance(self.fs, LocalFileSystem)
+        self.fs, path, self._faults = filesystem(root)
+        self.local = not is_remote(root)
         self.root = str(Path(path).absolute()) if self.local else path.rstrip("/")
         if not self.local:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metake"
@@ -68,14 +66,18 @@ class Folders:
 
     def holds(self, path: str) -> bool:
         """Whether a complete folder has this name (its files are not read)."""
-        return self.fs.isfile(f"{self.root}/{path}/{MANIFEST}")
+        if self.local:
+            return os.path.isfile(f"{self.root}/{path}/{MANIFEST}")
+        try:
+            return bool(self._read(f"{self.root}/{path}/{MANIFEST}"))
+        except FileNotFoundError:
+            return False
 
     def paths(self, prefix: str) -> list[str]:
         """Names of all complete folders below `prefix`, sorted."""
         top = f"{self.root}/{prefix}"
-        if not self.fs.isdir(top):
-            return []
-        found = self.fs.find(top)
+        with self._reaching():
+            found = self.fs.find(top)
         manifests = [str(file) for file in found if str(file).endswith(f"/{MANIFEST}")]
         return sorted(file[file.index(top) + len(self.root) + 1 : -len(MANIFEST) - 1] for file in manifests)
 
@@ -83,7 +85,7 @@ class Folders:
         """What the folder says about itself. Raises ArtifactMissing, or ArtifactDamaged when the manifest was altered."""
         file = f"{self.root}/{path}/{MANIFEST}"
         try:
-            manifest = json.loads(self.fs.cat_file(file))
+            manifest = json.loads(self._read(file))
             whole = manifest["sha256"] == _digest(manifest)
         except FileNotFoundError as error:
             raise ArtifactMissing(f"Nothing is stored at {self.uri(path)}.", fix="Run the stage that makes it.") from error
@@ -93,14 +95,17 @@ class Folders:
             raise _damaged(file, "was altered after it was written")
         return manifest
 
-    def fetch(self, path: str) -> Path:
-        """A local folder with the files, each verified against its hash. Raises ArtifactMissing, ArtifactDamaged."""
-        manifest = self.manifest(path)
+    def fetch(self, path: str, manifest: Mapping[str, Any] | None = None) -> Path:
+        """A local folder with the files, each verified against its hash. Raises ArtifactMissing, ArtifactDamaged.
+
+        A remote folder that was fetched or written from here before costs one request, for its manifest (none where the caller has it).
+        """
+        manifest = manifest or self.manifest(path)
         if self.local:
             folder = Path(self.root) / path
             _verify(folder, manifest)
             return folder
-        copy = f"{path}/{manifest['sha256'][:16]}"
+        copy = _copy(path, manifest)
         with suppress(ArtifactMissing, ArtifactDamaged):
             return self.cache.fetch(copy)
         with self.cache.filling(copy, {"source": self.uri(path)}) as folder:
@@ -121,21 +126,32 @@ class Folders:
         here = self if self.local else self.cache
         here.sweep()
         folder = Path(here.root) / WRITING / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        with here._reaching(writing=True):
+            folder.mkdir(parents=True)
         try:
             yield folder
-            manifest = _describe(folder, facts)
-            if self.local:
-                self._publish(folder, path, manifest)
-            else:
-                self._upload(folder, path, manifest)
+            manifest = _sealed(facts, _files(folder))
+            with self._reaching(writing=True):
+                if self.local:
+                    self._publish(folder, path, manifest)
+                else:
+                    self._upload(folder, path, manifest)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def probe(self) -> None:
+        """Writes a file and deletes it. Raises StoreUnusable when nothing can be written: better now than after the work."""
+        file = f"{self.root}/{WRITING}/{uuid.uuid4().hex}"
+        with self._reaching(writing=True):
+            if self.local:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            write_small(self.fs, file, b"can this be written?")
+            self.fs.rm_file(file)
 
     def drop(self, path: str) -> None:
         """Deletes a folder. It stops being one at once; killed on the way, it leaves only what the sweep takes."""
         if not self.local:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._reaching():
                 self.fs.rm_file(f"{self.root}/{path}/{MANIFEST}")
                 self.fs.rm(f"{self.root}/{path}", recursive=True)
             return
@@ -176,20 +192,45 @@ class Folders:
         _fsync(place.parent)
 
     def _upload(self, folder: Path, path: str, manifest: dict[str, Any]) -> None:
-        if self._whole(path):
+        found = self._whole(path)
+        if found:
             return
         manifest["folder"] = uuid.uuid4().hex  # two writers at once never mix their files
         for entry in manifest["files"]:
-            with (folder / entry["name"]).open("rb") as source, self.fs.open(self._file(path, manifest, entry), "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)  # type: ignore[arg-type]
-        self.fs.pipe_file(f"{self.root}/{path}/{MANIFEST}", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+            self.fs.put_file(str(folder / entry["name"]), self._file(path, manifest, entry))
+        if self._name(path, manifest, first=found is None):  # what went up need not come down again
+            with self.cache._reaching(writing=True):
+                self.cache._publish(folder, _copy(path, manifest), _sealed({"source": self.uri(path)}, manifest["files"]))
 
-    def _whole(self, path: str) -> bool:
+    def _name(self, path: str, manifest: Mapping[str, Any], *, first: bool) -> bool:
+        """Writes the manifest, which makes it a folder; `first`: unless another writer was faster. Returns whether it did."""
+        file, content = f"{self.root}/{path}/{MANIFEST}", json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+        if first:
+            try:
+                self.fs.pipe_file(file, content, mode="create")
+                return True
+            except (OSError, NotImplementedError):  # somebody else's is there now; or the server does not know the condition
+                if self._whole(path):
+                    return False
+        self.fs.pipe_file(file, content)
+        return True
+
+    def _whole(self, path: str) -> bool | None:
+        """Whether the folder is there and undamaged; None when it is not there."""
         try:
             self.fetch(path)
-        except (ArtifactMissing, ArtifactDamaged):
+        except ArtifactMissing:
+            return None
+        except ArtifactDamaged:
             return False
         return True
+
+    def _reaching(self, *, writing: bool = False) -> AbstractContextManager[None]:
+        return reaching(self.uri("").rstrip("/"), self._faults, writing=writing)
+
+    def _read(self, file: str) -> bytes:
+        with self._reaching():
+            return self.fs.cat_file(file, start=0)  # said to start there, S3 is asked once; else for the size first, and for a folder
 
     def _file(self, path: str, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
         return f"{self.root}/{path}/{manifest['folder']}/{entry['name']}"
@@ -197,8 +238,8 @@ class Folders:
     def _download(self, source: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.fs.open(f"{self.root}/{source}", "rb") as remote, target.open("wb") as local:
-                shutil.copyfileobj(remote, local, 1 << 22)  # type: ignore[arg-type]
+            with self._reaching():
+                self.fs.get_file(f"{self.root}/{source}", str(target))
         except FileNotFoundError as error:
             raise _damaged(f"{self.root}/{source}", "is gone") from error
 
@@ -206,22 +247,35 @@ class Folders:
         cutoff = datetime.now(UTC) - older_than
         kept = set()
         for path in self.paths(""):
-            manifest = self.manifest(path)
+            try:
+                manifest = self.manifest(path)
+            except ArtifactDamaged:  # the next writer of its name sees to it
+                kept.add(f"{self.root}/{path}/{MANIFEST}")
+                continue
             kept |= {f"{self.root}/{path}/{MANIFEST}", *(self._file(path, manifest, entry) for entry in manifest["files"])}
-        old = [file for file in map(str, self.fs.find(self.root)) if file not in kept and self.fs.modified(file) <= cutoff]
-        for file in old:
-            self.fs.rm_file(file)
+        with self._reaching():
+            old = [file for file in map(str, self.fs.find(self.root)) if file not in kept and self.fs.modified(file) <= cutoff]
+            for file in old:
+                self.fs.rm_file(file)
         return len(old)
 
 
-def _describe(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    files = [
+def _files(folder: Path) -> list[dict[str, Any]]:
+    return [
         {"name": file.relative_to(folder).as_posix(), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     ]
+
+
+def _sealed(facts: Mapping[str, Any], files: list[dict[str, Any]]) -> dict[str, Any]:
     manifest = {**facts, "files": files}
     return {**manifest, "sha256": _digest(manifest), "created_at": datetime.now(UTC).isoformat(timespec="microseconds")}
+
+
+def _copy(path: str, manifest: Mapping[str, Any]) -> str:
+    """Name of the local copy of a remote folder: another one for other content."""
+    return f"{path}/{manifest['sha256'][:16]}"
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ class Heartbeat:
         while True:
             count += 1
             with suppress(Exception):
-                self.folders.fs.makedirs(f"{self.folders.root}/heartbeats", exist_ok=True)
+                if self.folders.local:  # elsewhere there is nothing to make, and asking costs a request and a right
+                    self.folders.fs.makedirs(f"{self.folders.root}/heartbeats", exist_ok=True)
                 self.folders.fs.pipe_file(_path(self.folders.root, self.name), f"{life} {count}".encode())
             if self._over.wait(self.every):
                 return
@@ -49,7 +50,7 @@ class Heartbeat:
 def last_beat(store: ArtifactStore, name: str) -> str | None:
     """What a process said last; None when it has said nothing, or cannot be heard."""
     with suppress(Exception):
-        return store.folders.fs.cat_file(_path(store.folders.root, name)).decode()
+        return store.folders.fs.cat_file(_path(store.folders.root, name), start=0).decode()
     return None
 
 

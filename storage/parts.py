@@ -81,8 +81,8 @@ def read_part(store: ArtifactStore, name: str) -> Part:
     import pyarrow.parquet as parquet
 
     run_id, slot, attempt = _parsed(name)
-    folder = store.folders.fetch(f"{PARTS}/{name}")
     manifest = store.folders.manifest(f"{PARTS}/{name}")
+    folder = store.folders.fetch(f"{PARTS}/{name}", manifest)
     tables = {file["name"].removesuffix(".parquet"): parquet.read_table(folder / file["name"]) for file in manifest["files"]}
     return Part(name, run_id, slot, attempt, _utc(manifest["created_at"]), manifest["sha256"], tables)
 

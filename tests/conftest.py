@@ -6,12 +6,14 @@ import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from metake import demo
+from tests.s3 import S3, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,3 +88,18 @@ def small_edit(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--heldout",
         str(heldout),
     ]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """One server for all tests; each takes buckets of its own."""
+    with serving(tmp_path_factory.mktemp("s3") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server, with this process's environment set to it."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

@@ -1,0 +1,82 @@
+"""Where a record and its artefacts are: the one place that knows what `--home` means.
+
+The home is a folder or a URL such as s3://bucket/path; artefacts and parts are below it. The database is a local file in any case,
+and what each machine makes for itself from the parts: of a home that is a folder it lies beside them, of a URL below `.metake`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from storage import ArtifactStore, Database, Recorder
+from storage.remote import check_address, is_remote
+
+FILE = "metake.duckdb"
+LOCAL = Path(".metake")
+GIVEN = os.environ.get("METAKE_DATABASE")  # as this process was started with; the option overrides it
+
+
+def store_of(home: str | Path) -> ArtifactStore:
+    """The artefacts and parts of a home. Raises StoreUnusable for an address that cannot be one."""
+    return ArtifactStore(f"{os.fspath(home).rstrip('/')}/artifacts")
+
+
+def database_of(home: str | Path) -> Path:
+    """The database file of a home on this machine: `$METAKE_DATABASE`, else in the folder, else in a folder for the URL."""
+    if file := os.environ.get("METAKE_DATABASE"):
+        return Path(file)
+    if not is_remote(home):
+        return Path(home) / FILE
+    address = os.fspath(home).rstrip("/")
+    check_address(address)
+    readable = re.sub(r"[^\w.-]+", "-", address.partition("://")[2]).strip("-.")
+    return LOCAL / f"{readable}-{hashlib.sha256(address.encode()).hexdigest()[:8]}" / FILE
+
+
+def record_of(home: str | Path) -> Database:
+    """The record of a home, for reading. Of a URL, what other machines have left there comes in first."""
+    path = database_of(home)
+    if is_remote(home):
+        Recorder(path, store_of(home)).catch_up()
+    return Database(path)
+
+
+def add_home(command: argparse.ArgumentParser) -> None:
+    """The options `--home` and `--database`."""
+    command.add_argument(
+        "--home",
+        default=_default(),
+        metavar="DIR_OR_URL",
+        help="where artefacts and record are: a folder, or s3://bucket/path (default: $METAKE_HOME or .metake)",
+    )
+    command.add_argument(
+        "--database",
+        action=_Database,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="the database file, which is always local (default: $METAKE_DATABASE, or in the home; of a URL, below .metake)",
+    )
+
+
+def options_of(home: str) -> str:
+    """What a command needs to look where this one did, with a space before it; empty where that is the default."""
+    database = os.environ.get("METAKE_DATABASE")
+    said = {"home": home if home != _default() else None, "database": database if database != GIVEN else None}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in said.items() if value)
+
+
+def _default() -> str:
+    return os.environ.get("METAKE_HOME", str(LOCAL))
+
+
+class _Database(argparse.Action):
+    """Where the file lies is a matter of this machine, not of a run: it is set for the process and is no argument of the flow."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        os.environ["METAKE_DATABASE"] = str(Path(value).absolute())

@@ -1,0 +1,113 @@
+"""Reaching the place where a store is: the file system of an address, and its faults as errors that say what to do.
+
+A fault is never taken for absence: a server that does not answer is not an artefact that is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage.errors import StoreUnusable
+
+# Listings are always asked for, as other machines write here too. A server that is down is told within seconds, one that accepts
+# and says nothing within a minute and a half; by the probe at a run's start within PATIENCE.
+S3 = {"use_listings_cache": False, "config_kwargs": {"connect_timeout": 4, "read_timeout": 15, "retries": {"total_max_attempts": 3}}}
+S3_ROUNDS = 2  # of these attempts: `s3fs` repeats what `botocore` gave up
+PATIENCE = 15.0  # seconds
+RIGHTS = (
+    "Give credentials that may list, read, write and delete there, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile of ~/.aws."
+)
+ELSEWHERE = "or name another place with --home"
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether an address is a URL of something other than a local folder."""
+    return "://" in os.fspath(address) and not os.fspath(address).startswith(("file://", "local://"))
+
+
+def check_address(address: str | Path) -> None:
+    """Raises StoreUnusable for a URL that brings credentials: it would end up in the record, in logs and in the list of processes."""
+    scheme, host, path, query, _ = urlsplit(os.fspath(address))
+    if is_remote(address) and ("@" in host or query):
+        raise StoreUnusable(
+            f"The address {scheme}://…{path} holds credentials or options.",
+            fix=f"Write {scheme}://{host.rpartition('@')[2]}{path} and set them in the environment: AWS_ACCESS_KEY_ID and so on.",
+        )
+
+
+def filesystem(root: str | Path) -> tuple[Any, str, tuple[type[Exception], ...]]:
+    """The `fsspec` file system of an address, the path of the address in it, and the exceptions that are its faults.
+
+    Raises: StoreUnusable when the address has credentials in it, is of an unknown kind, or needs a package that is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    check_address(root)
+    scheme = os.fspath(root).partition("://")[0] if is_remote(root) else "file"
+    is_s3 = scheme in ("s3", "s3a")
+    try:
+        fs, path = url_to_fs(os.fspath(root), **(S3 if is_s3 else {}))
+    except (ImportError, ValueError) as error:
+        fix = (
+            "Install it with: pip install 'metake[s3]'"
+            if is_s3
+            else "Use a folder or s3://bucket/path, or install the fsspec package for it."
+        )
+        raise StoreUnusable(f"{root} cannot be used as a store: {str(error).rstrip('.')}.", fix=fix) from error
+    if is_s3:
+        from botocore.exceptions import BotoCoreError
+
+        fs.retries = S3_ROUNDS
+        return fs, path, (OSError, BotoCoreError)
+    return fs, path, (OSError,)
+
+
+@contextmanager
+def reaching(address: str, faults: tuple[type[Exception], ...], *, writing: bool = False) -> Iterator[None]:
+    """Turns faults inside the block into StoreUnusable, which names the address; that a file is not there is none, unless `writing`."""
+    try:
+        yield
+    except faults as error:
+        if isinstance(error, FileNotFoundError) and not writing:
+            raise
+        raise _unusable(address, error) from error
+
+
+def write_small(fs: Any, file: str, content: bytes) -> None:
+    """Writes a file, and gives up after PATIENCE where the file system lets it."""
+    if fs.async_impl:
+        from fsspec.asyn import sync
+
+        sync(fs.loop, fs._pipe_file, file, content, timeout=PATIENCE)
+    else:
+        fs.pipe_file(file, content)
+
+
+def _unusable(address: str, error: Exception) -> StoreUnusable:
+    said = (str(error).strip().splitlines() or ["no answer" if isinstance(error, TimeoutError) else type(error).__name__])[0].rstrip(".")
+    said = re.sub(r"//[^/@\s]*@", "//", said)  # an endpoint may be given with a password in it
+    return StoreUnusable(f"The store {address} cannot be used: {said}.", fix=_fix(address, error))
+
+
+def _fix(address: str, error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"Free some space there, {ELSEWHERE}."
+    if not is_remote(address):
+        return f"Make that folder writable, {ELSEWHERE}."
+    if isinstance(error, FileNotFoundError):
+        return f"Make the bucket, {ELSEWHERE}."
+    if "expired" in str(error).lower():
+        return "The credentials have expired: get new ones."
+    if isinstance(error, PermissionError) or "credentials" in str(error).lower():
+        return RIGHTS
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    here = f"AWS_ENDPOINT_URL names {urlsplit(endpoint).hostname}" if endpoint else "AWS_ENDPOINT_URL is not set: AWS itself is asked"
+    return f"See whether the server is up and reachable from here ({here}), then run the same command again."
