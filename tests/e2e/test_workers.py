@@ -60,10 +60,10 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
         process = here.start("flows.cli", *options, "--home", str(home), "--out", str(tmp_path / "out"), "--workers", WORKERS)
         wrote = "SELECT worker FROM stages WHERE stage = 'write' AND status = 'completed' AND batch = 0"
         query = ["sql", "--home", str(home), "--format", "json", wrote]
-        until(lambda: deltas(home) and json.loads(here.run("flows.cli", *query).stdout), 120)
+        until(lambda: deltas(home) and json.loads(here.run("flows.cli", *query).stdout), 300)
         (row,) = ask(here, home, wrote)
         os.kill(int(row["worker"].split(":")[1]), signal.SIGKILL)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=400)
     assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
     assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
     assert same(alone, tmp_path)
@@ -80,7 +80,7 @@ def test_a_cancelled_run_stops_its_workers_and_goes_on_when_asked(server, deploy
     given = {**asked, "mode": "sequential", "evaluate": False, "workers": WORKERS, "home": str(home), "out": str(tmp_path / "out")}
     with worker(here, "cpu", tmp_path / "cpu.txt"), worker(here, "gpu", tmp_path / "gpu.txt"):
         made = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": given}).raise_for_status().json()
-        until(lambda: deltas(home), 150)
+        until(lambda: deltas(home), 300)
         api.post(f"/flow_runs/{made['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
         assert until(lambda: ended(api, made["id"]), 60)["state"]["type"] == "CANCELLED"
         tagged = {"flow_runs": {"tags": {"all_": [f"run:{made['id']}"]}}}
