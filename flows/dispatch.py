@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -25,8 +25,8 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from flows import tasks
 from flows.course import Slot, Step
 from flows.inputs import ship
-from flows.shard import REFUSED, beat_name, slots_of
-from flows.workbench import Ref, Workbench, code_digest
+from flows.shard import REFUSED, Part, beat_name
+from flows.workbench import Ref, Workbench, source_digest
 from metake.errors import InputError, MetaKEError
 from storage import Database, last_beat, part_names
 
@@ -46,11 +46,9 @@ class WorkersFailed(MetaKEError):
 
 @dataclass
 class Shard:
-    """Stages of a range of batches, as they are given to one worker after the other until they are done."""
+    """Parts of a run, as they are given to one worker after the other until they are done."""
 
-    stages: tuple[str, ...]
-    first: int
-    last: int
+    parts: list[Part]
     flow_run: UUID | None = None  # None: it is to be given out, but not before `since`
     running: bool = False
     beat: str | None = None
@@ -62,8 +60,7 @@ class Shard:
     @property
     def title(self) -> str:
         """What it holds, as people read it."""
-        stages = ", ".join(stage.replace("_", " ") for stage in self.stages)
-        return f"{stages} of batches {self.first} to {self.last - 1}" if self.last > self.first + 1 else f"{stages} of batch {self.first}"
+        return "; ".join(map(str, self.parts))
 
 
 def spread(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], None]) -> dict[Slot, Ref]:
@@ -83,26 +80,26 @@ def spread(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], No
     return {slot: step.ref if slot in done else step.do(bench, tasks) for slot, step in steps.items()}
 
 
-def _phases(bench: Workbench, workers: int) -> Iterator[list[Shard]]:
-    """Shards that may go on side by side, phase after phase."""
+def _phases(bench: Workbench, workers: int) -> list[list[Shard]]:
+    """Shards that may go on side by side, phase after phase; for a single worker all of it in one, so that it loads the model once."""
     all, sequential, measure = len(bench.batches), bench.job.mode == "sequential", bench.job.evaluate
     least = -(-SHARD_REQUESTS // bench.job.batch_size)
     size = max(least, -(-all // (SHARDS_PER_WORKER * workers)))
 
-    def split(stage: str, *once: str) -> list[Shard]:
-        """A stage over all batches, in shards; stages that the run does once go with the first."""
-        return [Shard((*once, stage) if first == 0 else (stage,), first, min(first + size, all)) for first in range(0, all, size)]
+    def split(stage: str, *once: str) -> list[Part]:
+        """A stage over all batches; stages that the run does once go with the first part."""
+        return [Part((*once, stage) if first == 0 else (stage,), first, min(first + size, all)) for first in range(0, all, size)]
 
     before = split("evaluate_before", "perplexity_before") if measure else []
-    yield [Shard(("statistics",), 0, 1)]
+    at_write, after = (split("evaluate_at_write"), split("evaluate_after", "perplexity_after")) if measure else ([], [])
     if sequential:  # one chain; its order holds, so there is nothing to share out
-        yield [Shard(("targets", "write", *(["evaluate_at_write"] if measure else [])), 0, all), *before]
+        chain = [[Part(CHAIN if measure else CHAIN[:2], 0, all), *before]]
     else:
-        yield split("targets") + before
-        yield [Shard(("write",), 0, all)]
-    if measure:
-        at_write = [] if sequential else split("evaluate_at_write")
-        yield at_write + split("evaluate_after", "perplexity_after")
+        chain = [[*split("targets"), *before], [Part(("write",), 0, all)], at_write]
+    phases = [phase for phase in ([Part(("statistics",), 0, 1)], *chain, after) if phase]
+    if workers == 1:
+        return [[Shard([part for phase in phases for part in phase])]]
+    return [[Shard([part]) for part in phase] for phase in phases]
 
 
 class Crew:
@@ -221,10 +218,15 @@ class Crew:
                 time.sleep(POLL)
 
     def _narrow(self, shard: Shard) -> list[Slot]:
-        """Leaves out of a shard the batches before the first that lacks something. Returns what is lacking."""
-        lacking = self.lacking(slots_of(self.steps, shard.stages, shard.first, shard.last))
-        shard.first = min((batch for _, batch in lacking if batch is not None), default=shard.first)
-        return lacking
+        """Leaves out of a shard what is done: whole stages, and the batches before the first that lacks something. Returns the rest."""
+        lacking = {part: self.lacking(part.slots(self.steps)) for part in shard.parts}
+        shard.parts = [self._left(part, slots) for part, slots in lacking.items() if slots]
+        return [slot for slots in lacking.values() for slot in slots]
+
+    def _left(self, part: Part, lacking: Sequence[Slot]) -> Part:
+        batches = [batch for _, batch in lacking if batch is not None]
+        stages = {stage for stage, _ in lacking}
+        return Part(tuple(stage for stage in part.stages if stage in stages), min(batches, default=part.first), part.last)
 
     def _ended(self, client: SyncPrefectClient, shard: Shard) -> bool:
         """Looks at a shard once. True when it is done; one that failed or was lost is given out again."""
@@ -243,8 +245,9 @@ class Crew:
         if state.name == REFUSED:
             fix = "what is done is kept: correct this, then `metake rerun`"
             raise InputError(str(state.message), place=f"the worker of '{shard.title}'", fix=fix)
+        title = shard.title
         if not (left := self._narrow(shard)):
-            self.say(f"{shard.title}: done")
+            self.say(f"{title}: done")
             return True
         if state.type == StateType.CANCELLED:
             raise WorkersFailed(f"'{shard.title}' was cancelled; `metake rerun` goes on with it")
@@ -253,13 +256,7 @@ class Crew:
 
     def _give_out(self, shard: Shard) -> None:
         given = {"run_id": self.run_id, "name": self.bench.name, "attempt": self.attempt, "plan": self.bench.plan_key}
-        given |= {
-            "stages": list(shard.stages),
-            "first": shard.first,
-            "last": shard.last,
-            "code": code_digest(),
-            "arguments": self.arguments,
-        }
+        given |= {"parts": [astuple(part) for part in shard.parts], "code": source_digest(), "arguments": self.arguments}
         run: Any = run_deployment(
             self.job.workers or "",
             parameters=given,
@@ -268,9 +265,8 @@ class Crew:
             tags=[self._tag],
             idempotency_key=f"{self._tag} {self.bench.record.attempt} {self.attempt} {shard.title}",  # an answer that is lost costs nothing
         )
-        left = self.lacking(slots_of(self.steps, shard.stages, shard.first, shard.last))
+        shard.left = len([slot for part in shard.parts for slot in self.lacking(part.slots(self.steps))])
         shard.flow_run, shard.running, shard.beat, shard.since, shard.told = run.id, False, None, time.monotonic(), False
-        shard.left = len(left)
 
     def _watch(self, client: SyncPrefectClient, shard: Shard) -> None:
         """A worker shows that it lives by a heartbeat that changes; only our own clock counts."""

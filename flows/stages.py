@@ -134,7 +134,7 @@ def statistics(bench: Workbench) -> Ref:
             tokens=s.statistics_tokens,
             tolerance=s.statistics_tolerance,
             length=_row_length(bench),
-            batch_tokens=s.batch_tokens,
+            batch_tokens=bench.batch_tokens,
             shard_tokens=shard,
             shelf=StoredSums(bench.store, {**read, "shard_tokens": shard}),
             progress=progress,
@@ -156,9 +156,9 @@ def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref]
         "seed": bench.job.seed,
         "statistics": statistics.key,
         "settings": bench.plan.settings.to_dict(),
-        "deltas": [delta.key for delta in deltas],
+        "deltas": digest_of([delta.key for delta in deltas]),
         "requests": [r.content_id for r in requests],
-        "together_with": [r.content_id for r in others],
+        "together_with": digest_of([r.content_id for r in others]),
         "code": code_digest(),
     }
 
@@ -227,7 +227,7 @@ def evaluate(bench: Workbench, statistics: Ref, moment: str, batch: int, deltas:
         from metake.evaluation import evaluate
 
         with bench.as_saved(statistics, deltas) as lm:
-            _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=s.batch_tokens, progress=progress))
+            _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=bench.batch_tokens, progress=progress))
 
     return bench.make(f"evaluate_{moment}", "answers", meaning, build, batch=batch, rows=_metric_rows(moment))
 
@@ -284,7 +284,13 @@ def metrics(bench: Workbench, refs: Iterable[Ref]) -> list[dict[str, Any]]:
 
 def _state(bench: Workbench, deltas: Sequence[Ref]) -> dict[str, Any]:
     """What decides the answers of the model that `deltas` left."""
-    return {"model": bench.plan.model["fingerprint"], "dtype": bench.job.dtype, "deltas": [d.key for d in deltas], "code": code_digest()}
+    written = digest_of([d.key for d in deltas])
+    return {"model": bench.plan.model["fingerprint"], "dtype": bench.job.dtype, "deltas": written, "code": code_digest()}
+
+
+def digest_of(names: Sequence[str]) -> str | None:
+    """One name for many, None for none: a meaning that listed them would make the manifests of n batches n² long."""
+    return _digest(list(names)) if names else None
 
 
 def _metric_rows(moment: str):

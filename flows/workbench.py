@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ from storage.errors import ArtifactDamaged, ArtifactMissing
 if TYPE_CHECKING:
     from metake.editor import Editor
     from metake.model import LanguageModel
+
+
+FEWEST_TOKENS = 64  # at once; below that, memory is short for another reason
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Workbench:
         self.record = RunRecord(self.store, None if worker else self.database, run_id, attempt)
         self.seconds: dict[tuple[str, int | None], float | None] = {}  # of each stage and batch that was done; None: it was cached
         self._editor: Editor | None = None
+        self._batch_tokens: int | None = None
         self._made: set[str] = set()  # keys of artefacts that another stage of this run made by the way
         self._again: set[str] = set()  # keys of artefacts that were made again by force
         self._written: list[str] = []  # keys of the deltas that the model holds now
@@ -121,17 +125,30 @@ class Workbench:
             cached = folder is not None and current(folder) and key not in self._made
             if folder is None or not current(folder):
                 title = stage.replace("_", " ") + ("" if batch is None else f" {batch:04d}")
-                with self.reporter.bar(title) as progress, self.store.writing(kind, key, meaning) as new:
-                    build(new, progress)
-                    if again:
-                        self.store.drop(kind, key)
-                        self._again.add(key)
+                with self.reporter.bar(title) as progress:
+                    self._fill(kind, key, meaning, lambda new: build(new, progress), replacing=again)
                 folder = self.store.get(kind, key)
             record.update(rows(folder))
             record["artifacts"] = [{**self.store.describe(kind, key), "run_id": self.run_id}]
             record["stages"] = [{"status": "cached" if cached else "completed"}]
         self.seconds[stage, batch] = None if cached else time.perf_counter() - clock
         return Ref(kind, key, cached)
+
+    def _fill(self, kind: str, key: str, meaning: Mapping[str, Any], build: Callable[[Path], None], *, replacing: bool) -> None:
+        """Builds and stores an artefact. Where memory runs out it is built again with half as many tokens at once."""
+        while True:
+            try:
+                with self.store.writing(kind, key, meaning) as new:
+                    build(new)
+                    if replacing:
+                        self.store.drop(kind, key)
+                        self._again.add(key)
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.batch_tokens // 2 < FEWEST_TOKENS:
+                    raise
+            self.batch_tokens //= 2  # no longer holding the exception, whose frames hold tensors
+            self.reporter.line(f"out of memory: once more with {self.batch_tokens} tokens at once instead of {2 * self.batch_tokens}")
 
     def put(self, kind: str, meaning: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         """Stores an artefact that was made by the way, unless it is there."""
@@ -146,6 +163,18 @@ class Workbench:
             return self.store.get(kind, key)
         except (ArtifactMissing, ArtifactDamaged):
             return None
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through the model at once: the setting, or less since memory ran out. Results are the same but for rounding."""
+        return self._batch_tokens or self.plan.settings.batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, tokens: int) -> None:
+        self._batch_tokens = tokens
+        if self._editor is not None:
+            self._editor.settings = replace(self._editor.settings, batch_tokens=tokens)
+        _free_memory()
 
     # -- the requests -----------------------------------------------------------------------------------------------------------
     @cached_property
@@ -177,7 +206,8 @@ class Workbench:
         from metake.statistics import Statistics
 
         if self._editor is None:
-            self._editor = Editor(self.lm, Statistics.load(self.store.get(statistics.kind, statistics.key)), self.plan.settings)
+            settings = replace(self.plan.settings, batch_tokens=self.batch_tokens)
+            self._editor = Editor(self.lm, Statistics.load(self.store.get(statistics.kind, statistics.key)), settings)
         keys = [delta.key for delta in deltas]
         if self._written != keys[: len(self._written)]:
             self._editor.restore()
@@ -193,6 +223,22 @@ class Workbench:
         lm = self.editor(statistics, deltas).lm
         with lm.as_stored():
             yield lm
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or in main memory."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in ("out of memory", "can't allocate memory"))
+
+
+def _free_memory() -> None:
+    """Gives back what a failed attempt left in torch's cache."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _check_device(device: str) -> None:
@@ -215,6 +261,18 @@ def code_digest(*modules: str) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over all our own source: processes that share a run must name things alike."""
+    import metake.errors
+
+    root = Path(metake.errors.__file__).parent.parent
+    digest = hashlib.sha256(code_digest().encode())
+    for file in sorted(file for package in ("flows", "storage") for file in (root / package).rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

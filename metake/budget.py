@@ -1,8 +1,8 @@
 """How much memory an edit needs, from the model's shapes and the settings: told before anything is loaded.
 
 Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets and write
-come one after the other, so the whole is the first two and the largest of the other three. Upper estimates, but for what the allocator
-and the libraries take themselves (about half a gigabyte).
+come one after the other, so the whole is the first two and the largest of the other three. Upper estimates for prompts of up to `PROMPT`
+tokens, but for what the allocator and the libraries take themselves (about half a gigabyte).
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from metake.anatomy import Anatomy, part
+from metake.prompts import CONTEXTS
 from metake.settings import Settings
 
+PROMPT = 32  # tokens of a prompt with its context and target
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the sizes follow from: parameters, layers, d, d_in and the vocabulary's size."""
+    """What the sizes follow from: parameters, layers, d, d_in, the vocabulary's size, and the width of a layer's attention keys."""
 
     parameters: int
     depth: int
     width: int
     inner: int
     vocabulary: int
+    cached: int
 
     @classmethod
     def of(cls, hf: Any, anatomy: Anatomy) -> Shape:
@@ -32,7 +35,10 @@ class Shape:
         layers = list(part(hf, anatomy.layers).children())
         down: Any = part(layers[0], anatomy.down)
         d_in, d = down.weight.shape if anatomy.conv1d else down.weight.shape[::-1]
-        return cls(sum(p.numel() for p in hf.parameters()), len(layers), d, d_in, hf.get_input_embeddings().weight.shape[0])
+        heads = hf.config.num_attention_heads
+        each = getattr(hf.config, "head_dim", None) or d // heads
+        cached = each * (getattr(hf.config, "num_key_value_heads", None) or heads)
+        return cls(sum(p.numel() for p in hf.parameters()), len(layers), d, d_in, hf.get_input_embeddings().weight.shape[0], cached)
 
 
 def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: str | None = None) -> dict[str, int]:
@@ -50,11 +56,13 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
     cost = 8 * square if settings.write_cost or settings.size_cost or settings.memory_cost else 0  # of one layer at a time
     passing = tokens * (16 * d + 4 * inner) * size  # states and MLP of one layer, of all tokens that go through at once
     head = tokens * shape.vocabulary * 4
+    rows = batch * (len(CONTEXTS) + 1) * PROMPT  # tokens of all texts that targets are learned on, each held through the rounds:
+    held = rows * (3 * d + 2 * above * shape.cached) * size  # entering the first edited layer, being edited, and what is above L
     parts = {
         "weights": shape.parameters * max(size, BYTES.get(stored or dtype, size)),
         "edited weights, as they were and their changes": m * d * inner * (size + 4),
         "statistics: sums, spectrum": (2 * m + 5) * 8 * square + passing,
-        "targets: what is learned through": m * prior + cost + above * passing + 3 * head + batch * shape.vocabulary * 4,
+        "targets: what is learned through": m * prior + cost + held + above * passing + 3 * head + batch * shape.vocabulary * 4,
         "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
     }
     standing, others = list(parts.values())[:2], list(parts.values())[2:]

@@ -90,7 +90,7 @@ class Editor:
             return own(self, requests, together_with, progress)
         s, layers = self.settings, self.settings.layers
         problem = Problem(self.lm, requests, s)
-        hidden, essence, keys = problem.hidden, problem.essence, problem.keys()
+        hidden, keys = problem.hidden, problem.keys()
         sound = torch.stack([k.isfinite().all(0) for k in keys.values()]).all(0)
         keys = {l: torch.where(sound, k, 0.0) for l, k in keys.items()}  # a request that the model itself cannot read is written nowhere
         priors = self.around(requests, together_with)
@@ -99,12 +99,11 @@ class Editor:
         charged = s.write_cost or s.size_cost or s.memory_cost
         cost = write_cost(writes, shares_of(layers), map(self._charge, layers)) if charged else None
         learner = Learner(hidden, gate, cost, s, sound)
-        rows = KeyRows(self.lm, requests, s.batch_tokens) if s.rounds > 1 else None
         for round_, steps in enumerate(_split(s.steps, s.rounds)):
-            if rows and round_:
-                delta, realised = write_layers(rows, hidden.T, learner.planned, priors)
-                with self.lm.edited(delta.factors):
-                    problem = Problem(self.lm, requests, s, essence)
+            if round_:
+                rewriting = problem.rewriting()
+                delta, realised = write_layers(rewriting, hidden.T, learner.planned, priors)
+                problem = rewriting.done(delta.factors)
                 learner.relinearise(realised)
             learner.run(problem, steps, _offset(progress, round_ * (s.steps // s.rounds), s.steps))
         return learner.targets()

@@ -21,9 +21,9 @@ from metake.solvers import LayerWrite
 
 
 def transfer(writes: Sequence[LayerWrite], shares: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
-    """What a write spread over layers realises of R, and what it asks of each layer.
+    """What a write spread over layers realises of R, and what it asks of each layer (ours, for MEMIT's spread; see `write`).
 
-    Layer i is asked for its share sᵢ of what the layers before it left over: Rᵢ = R Tᵢ, Tᵢ = sᵢ Πⱼ₍ⱼ₌₀…ᵢ₋₁₎ (I − sⱼGⱼ).
+    Layer i is asked for its share sᵢ of what the layers before it left over: Rᵢ = R Tᵢ with Tᵢ = sᵢ Πⱼ₌₀…ᵢ₋₁ (I − sⱼGⱼ).
 
     Returns:
         G = I − Πᵢ (I − sᵢGᵢ) (n × n), and [Tᵢ].
@@ -38,7 +38,7 @@ def transfer(writes: Sequence[LayerWrite], shares: Sequence[float]) -> tuple[Ten
 
 
 def proxy_gate(writes: Sequence[LayerWrite], shares: Sequence[float], *, proxy: str, coupling: str) -> Tensor:
-    """The frozen G through which targets are learned (n × n float64).
+    """The frozen G of R̂ = R G, through which targets are learned (n × n float64).
 
     Args:
         proxy: ``none`` for open loop (G = I), ``final`` for the last edited layer's G (the paper's), ``layers`` for the gate of the
@@ -53,7 +53,7 @@ def proxy_gate(writes: Sequence[LayerWrite], shares: Sequence[float], *, proxy: 
 
 
 def write_cost(writes: Sequence[LayerWrite], shares: Sequence[float], matrices: Iterable[Tensor | None]) -> Tensor:
-    """E = Σᵢ Tᵢ Bᵢ Cᵢ Bᵢᵀ Tᵢᵀ (n × n), so that tr(R E Rᵀ) is what the write costs; Cᵢ = None stands for the identity.
+    """E = Σᵢ Tᵢ Bᵢ Cᵢ Bᵢᵀ Tᵢᵀ (n × n), so that tr(R E Rᵀ) is what the write costs (ours); Cᵢ = None stands for the identity.
 
     With Cᵢ = C₀ it is the expected squared disturbance of general text, with I the size of the update, with M of the earlier edits.
     Each matrix is asked for when its turn comes, so that a generator holds one of them at a time.

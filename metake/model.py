@@ -113,6 +113,11 @@ class LanguageModel:
         """The down-projection of a layer: its input is the key."""
         return part(self.layers[layer], self.anatomy.down)
 
+    def mlp(self, layer: int) -> nn.Module | None:
+        """The module that the down-projection ends, which reads each token alone; None where it stands in its layer without one."""
+        path = self.anatomy.down.rpartition(".")[0]
+        return part(self.layers[layer], path) if path else None
+
     def weight(self, layer: int) -> Tensor:
         """W (d_out × d_in) of a layer's down-projection, a view of the parameter whatever way round it is stored."""
         weight: Any = self.down(layer).weight

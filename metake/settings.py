@@ -99,6 +99,9 @@ class Settings:
                 raise InputError(f"must be above zero, not {getattr(self, name)}", place=f"setting '{name}'", fix="give a positive number")
         if self.kept_share > 1:
             raise InputError(f"must not be above 1, not {self.kept_share}", place="setting 'kept_share'", fix="give a share such as 0.4")
+        if self.learning_rate > 1e6:  # states are thousands at most, and Adam's own numbers overflow long before a float does
+            problem = f"must not be above a million, not {self.learning_rate:g}"
+            raise InputError(problem, place="setting 'learning_rate'", fix="give a rate such as 0.5")
         if not self.log_base > 1:
             raise InputError(f"must be above 1, not {self.log_base}", place="setting 'log_base'", fix="give a base such as 2")
         for name in ("weight_decay", "kl", "write_cost", "size_cost", "memory_cost", "bystanders", "stop_loss", "statistics_tokens"):

@@ -124,6 +124,7 @@ class NullSpacePrior:
         return replace(self, memory=self.memory.extended(self.project(keys)))
 
     def project(self, keys: Tensor) -> Tensor:
+        """K̃ = P K (d_in, n)."""
         return self.projector(keys.double())
 
     @cached_property
@@ -141,7 +142,7 @@ class NullSpacePrior:
         return x / self.ridge if self.memory.gram is None else torch.cholesky_solve(x, self._factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A x for x in range(P)."""
+        """A x = (P M P + λI) x for x (d_in, n) in range(P)."""
         if (earlier := self.memory.keys) is not None:
             return earlier @ (earlier.T @ x) + self.ridge * x
         return self.ridge * x if self.memory.gram is None else self.memory.gram @ x + self.ridge * x
@@ -160,9 +161,11 @@ class CovariancePrior:
     memory: Memory = Memory()
 
     def extended(self, keys: Tensor) -> CovariancePrior:
+        """With more earlier keys (d_in, n) in M."""
         return replace(self, memory=self.memory.extended(keys))
 
     def project(self, keys: Tensor) -> Tensor:
+        """K̃ = K: nothing is forbidden, everything has its price in A."""
         return keys.double()
 
     @cached_property
@@ -180,7 +183,7 @@ class CovariancePrior:
         return torch.cholesky_solve(x, self._factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A x."""
+        """A x = (M + μC₀ + λI) x for x (d_in, n)."""
         return self._matrix @ x
 
 
@@ -212,7 +215,7 @@ class LayerWrite:
 
 
 def solve_exactly(keys: Tensor, prior: Prior) -> LayerWrite:
-    """The exact rank-one writes of requests that come one after another: Q's columns are qᵢ = A⁻¹k̃ᵢ / (k̃ᵢᵀA⁻¹k̃ᵢ).
+    """ROME's exact rank-one writes of requests that come one after another (arXiv 2202.05262, eq. 2): qᵢ = A⁻¹k̃ᵢ / (k̃ᵢᵀA⁻¹k̃ᵢ).
 
     Write i moves W kᵢ by exactly rᵢ; with rᵢ planned on the model that the writes before it left, R Qᵀ is the sum of all of them.
     A scale of A cancels. A key of zeros (a request that cannot be read) is not written.
@@ -227,7 +230,9 @@ def solve_exactly(keys: Tensor, prior: Prior) -> LayerWrite:
 
 
 def solve(keys: Tensor, prior: Prior) -> LayerWrite:
-    """The write of one layer for keys K (d_in, n), by the n × n dual when n ≤ d_in, else by the d_in × d_in primal.
+    """The write of one layer for keys K (d_in, n): Q = (K̃K̃ᵀ + A)⁻¹ K̃, the closed form of AlphaEdit, MEMIT and the soft A.
+
+    When n ≤ d_in it is solved as the n × n dual, Q = A⁻¹K̃ (I + S)⁻¹, which is the same matrix (Woodbury); else as it stands.
 
     Raises:
         NumericalError: a factorisation fails.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -96,8 +97,18 @@ def shares_of(layers: Sequence[int]) -> list[float]:
     return [1 / (len(layers) - i) for i in range(len(layers))]
 
 
+class Readable(Protocol):
+    """What a write is read from: `KeyRows`, or the problem whose targets are written (`targets.Rewriting`)."""
+
+    lm: LanguageModel
+
+    def keys(self, layers: Sequence[int], edits: Mapping[int, Change]) -> dict[int, Tensor]: ...
+
+    def hidden(self, layer: int, edits: Mapping[int, Change]) -> Tensor: ...
+
+
 def write_layers(
-    rows: KeyRows,
+    rows: Readable,
     hidden: Tensor,
     planned: Tensor,
     priors: Mapping[int, Prior],

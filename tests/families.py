@@ -20,7 +20,7 @@ from metake.delta import Delta
 from metake.editor import Editor
 from metake.evaluation.answers import ask
 from metake.model import LanguageModel, load_model, softcap_of
-from metake.passes import Contexts, Segment, capture
+from metake.passes import Contexts, capture, read
 from metake.prompts import CONTEXTS, Encoded, context_ids, encode_prompt, lay_out, place, prompt_ids
 from metake.statistics import Statistics, collect_statistics
 from metake.write import KeyRows
@@ -97,7 +97,7 @@ def the_suffix_alone_is_the_whole(family: str) -> None:
     lm = model(family)
     rows, shift = encoded(lm), shift_of(lm)
     laid = lay_out([e.ids for e in rows], [e.subject_last for e in rows])
-    segment = Segment(lm, laid, 2, 3)
+    segment = read(lm, laid, 2, 3).segment
     hidden = segment.input.clone()
     hidden[:, 0] += shift
     logits = lm.logits(segment(hidden))
@@ -115,7 +115,7 @@ def a_context_read_once_is_read(family: str) -> None:
         cases = [(c, text, subject) for c in (0, 1, 3) for text, subject in TEXTS]
         placed = [place(lm.tokenizer, c, prefixes, text, text.index(subject), subject) for c, text, subject in cases]
         laid = lay_out([p.ids for p in placed], [p.subject_last for p in placed], contexts=[p.context for p in placed])
-        segment, shift = Segment(lm, laid, 2, 3, contexts=Contexts(lm, prefixes)), shift_of(lm)
+        segment, shift = read(lm, laid, 2, 3, contexts=Contexts(lm, prefixes)).segment, shift_of(lm)
         hidden = segment.input.clone()
         hidden[:, 0] += shift
         logits = lm.logits(segment(hidden))

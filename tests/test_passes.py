@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from metake.model import LanguageModel
-from metake.passes import Segment, capture, first_tensor
+from metake.passes import capture, first_tensor, read
 from metake.prompts import Encoded, encode_prompt, lay_out
 from tests.models import bundled, tiny
 from tests.oracles import yardstick
@@ -37,7 +37,7 @@ def test_the_suffix_alone_gives_what_the_whole_model_gives(family):
     lm = model(family)
     first, rows = 2, encoded(lm)
     laid = lay_out([e.ids for e in rows], [e.subject_last for e in rows])
-    segment = Segment(lm, laid, first, len(lm.layers) - 1)
+    segment = read(lm, laid, first, len(lm.layers) - 1).segment
     shift = torch.randn(lm.width, generator=torch.Generator().manual_seed(0))
     hidden = segment.input.clone()
     hidden[:, 0] += shift
@@ -60,14 +60,31 @@ def test_the_suffix_alone_gives_what_the_whole_model_gives(family):
 def test_the_pass_that_makes_a_segment_keeps_its_own_output():
     lm = bundled()
     rows = encoded(lm)
-    segment = Segment(lm, lay_out([e.ids for e in rows], [e.subject_last for e in rows]), 4, 5)
-    assert torch.allclose(segment(segment.input), segment.output, atol=1e-5)
+    found = read(lm, lay_out([e.ids for e in rows], [e.subject_last for e in rows]), 4, 5, output=True)
+    assert found.output is not None and torch.allclose(found.segment(found.segment.input)[:, 0], found.output, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_only_the_tokens_that_are_asked_for_are_the_same_with_their_gradient(family):
+    lm, generator = tiny(family), torch.Generator().manual_seed(0)
+    rows = encoded(lm)
+    segment = read(lm, lay_out([e.ids for e in rows], [e.subject_last for e in rows]), 2, 3).segment
+    batch, width, d = segment.input.shape
+    tokens = torch.tensor([0, width + 1, 2 * width])  # of rows 0, 1 and 2
+    start = segment.input + torch.randn(batch, width, d, generator=generator, dtype=segment.input.dtype)
+    some, all_ = start.clone().requires_grad_(), start.clone().requires_grad_()
+    direction = torch.randn(3, d, generator=generator, dtype=start.dtype)
+    here, there = segment(some, tokens), segment(all_).flatten(0, 1)[tokens]
+    (here * direction).sum().backward()
+    (there * direction).sum().backward()
+    assert torch.allclose(here, there, atol=1e-12)
+    assert some.grad is not None and all_.grad is not None and torch.allclose(some.grad, all_.grad, atol=1e-12)
 
 
 def test_a_gradient_goes_through_a_segment():
     lm = tiny("gpt2")
     rows = encoded(lm)
-    segment = Segment(lm, lay_out([e.ids for e in rows], [e.subject_last for e in rows]), 2, 3)
+    segment = read(lm, lay_out([e.ids for e in rows], [e.subject_last for e in rows]), 2, 3).segment
     hidden = segment.input.clone().requires_grad_()
     lm.logits(segment(hidden))[:, 0, 7].sum().backward()
     assert hidden.grad is not None and bool((hidden.grad[:, 0] != 0).any())

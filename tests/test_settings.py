@@ -47,7 +47,16 @@ def test_a_value_of_the_wrong_type_is_named(name, value):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("steps", 0), ("ridge", 0), ("clamp", -1), ("learning_rate", float("nan")), ("rounds", 0), ("batch_tokens", 0), ("layers", "4,3")],
+    [
+        ("steps", 0),
+        ("ridge", 0),
+        ("clamp", -1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", 1e38),
+        ("rounds", 0),
+        ("batch_tokens", 0),
+        ("layers", "4,3"),
+    ],
 )
 def test_a_value_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=f"setting '{name}'"):

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows.job import Job
-from flows.workbench import Ref, Workbench
+from flows.progress import Reporter
+from flows.workbench import Plan, Ref, Workbench
+from metake.settings import Settings
 from storage import Database
 
 
@@ -122,3 +125,37 @@ def test_a_second_attempt_at_a_run_keeps_both_stages_and_one_row_per_metric(tmp_
             make(at)
     assert stages(tmp_path) == [("r1", 1, "completed"), ("r1", 2, "cached")]
     assert Database(tmp_path / "metake.duckdb").query("SELECT count(*) FROM metrics").rows == [(1,)]
+
+
+class Told(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_where_memory_runs_out_fewer_tokens_go_through_at_once(tmp_path: Path):
+    told = Told()
+    job = Job.make(home=str(tmp_path), requests=None, model=None, corpus=None, heldout=None)
+    at = Workbench(job, run_id="r1", name="test", reporter=told)
+    at.plan = Plan({}, Settings(batch_tokens=2048), (), (), ())
+
+    def build(folder: Path, _) -> None:
+        torch.empty(at.batch_tokens << (31 if at.batch_tokens > 512 else 0), dtype=torch.uint8)  # terabytes, which no machine gives
+        (folder / "tokens.txt").write_text(str(at.batch_tokens))
+
+    ref = at.make("statistics", "statistics", {"n": 1}, build)
+    assert (at.store.get(ref.kind, ref.key) / "tokens.txt").read_text() == "512"
+    assert told.lines == [f"out of memory: once more with {n} tokens at once instead of {2 * n}" for n in (1024, 512)]
+
+
+def test_memory_that_is_short_for_another_reason_is_an_error(tmp_path: Path):
+    at = bench(tmp_path)
+    at.plan = Plan({}, Settings(batch_tokens=128), (), (), ())
+    with pytest.raises(RuntimeError, match="allocate"):
+        at.make("statistics", "statistics", {"n": 1}, lambda *_: torch.empty(1 << 42, dtype=torch.uint8))
+    (failed,) = Database(tmp_path / "metake.duckdb").query("SELECT status, error FROM stages")
+    assert failed["status"] == "failed" and "allocate" in failed["error"]
