@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
 
 from flows.edit import edit
+from flows.home import record_of
 from flows.rerun import CONTINUES, continuing
-from storage import Database
 
 
 @flow(name="rerun", log_prints=False, persist_result=False)
@@ -21,7 +20,7 @@ def rerun(run: str, first: Literal["evaluate", "publish"] | None = None, home: s
         first: Stage to do again in any case, with those after it. Empty: only what is missing.
         home: Folder or URL of the artefacts.
     """
-    arguments, continued = continuing(Database(Path(home) / "metake.duckdb"), run, first)
+    arguments, continued = continuing(record_of(home), run, first)
     CONTINUES.set(continued)
     result: Any = edit(**{**arguments, "home": home})
     return result
