@@ -25,9 +25,11 @@ class Heartbeat:
     def __init__(self, store: ArtifactStore, name: str, every: float = EVERY):
         self.folders, self.name, self.every = store.folders, name, every
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {name}", daemon=True)
+        self._life, self._count = uuid.uuid4().hex, 0
+        self._thread = threading.Thread(target=self._go_on, name=f"heartbeat {name}", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        self._beat()  # at once: who looks right after the start must not find silence
         self._thread.start()
         return self
 
@@ -35,16 +37,16 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
 
+    def _go_on(self) -> None:
+        while not self._over.wait(self.every):
+            self._beat()
+
     def _beat(self) -> None:
-        life, count = uuid.uuid4().hex, 0
-        while True:
-            count += 1
-            with suppress(Exception):
-                if self.folders.local:  # elsewhere there is nothing to make, and asking costs a request and a right
-                    self.folders.fs.makedirs(f"{self.folders.root}/heartbeats", exist_ok=True)
-                self.folders.fs.pipe_file(_path(self.folders.root, self.name), f"{life} {count}".encode())
-            if self._over.wait(self.every):
-                return
+        self._count += 1
+        with suppress(Exception):
+            if self.folders.local:  # elsewhere there is nothing to make, and asking costs a request and a right
+                self.folders.fs.makedirs(f"{self.folders.root}/heartbeats", exist_ok=True)
+            self.folders.fs.pipe_file(_path(self.folders.root, self.name), f"{self._life} {self._count}".encode())
 
 
 def last_beat(store: ArtifactStore, name: str) -> str | None:
