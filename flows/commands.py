@@ -219,12 +219,11 @@ def _replay(given: argparse.Namespace, change: Any) -> int:
 
 def run_plan(given: argparse.Namespace) -> int:
     """Says what an edit would do."""
+    from flows.cli import asked_of
     from flows.job import Job
     from flows.plan import make_plan, plan_text
 
-    ours = ("do", "memory", "quiet", "verbose", "out_plan", "plan")
-    asked = {name: value for name, value in vars(given).items() if name not in ours}
-    job = Job.make(**{**asked, "settings": dict(given.settings)})
+    job = Job.make(**asked_of(given, "out_plan"))
     if given.memory:
         from flows.inspect import memory_text
 

@@ -13,20 +13,21 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from prefect import State, flow, get_client, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Completed, Crashed
+from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
-from flows import stages
-from flows.job import Job
+from flows import earlier, shown, stages
+from flows.job import Job, check_out
+from flows.limits import Held, Limits, broken, read_limits
+from flows.lock import holding
 from flows.progress import REPORTER
 from flows.record import LOST
-from flows.report import MOMENTS, figures, heading, markdown, model_card
-from flows.rerun import CONTINUES, Continuation
+from flows.report import MOMENTS, figures, model_card
+from flows.rerun import CONTINUES, Continuation, home_option
 from flows.workbench import Ref, Workbench
 from storage import next_attempt
 
@@ -54,13 +55,14 @@ write = stage(stages.write, "write {batch:04d}")
 evaluate = stage(stages.evaluate, "evaluate {moment} {batch:04d}")
 perplexity = stage(stages.perplexity, "perplexity {moment}")
 publish = stage(stages.publish, "publish")
+hold = stage(stages.hold, "hold")
+evaluate_earlier = stage(earlier.evaluate_earlier, "evaluate earlier {moment}")
 
 
 def run_name() -> str:
-    """Model, method and how many requests were asked for."""
-    given = flow_run.parameters
-    asked = Job.make(**given)
-    return "-".join([asked.model_name, asked.method, *([str(asked.limit)] if asked.limit else [])])
+    """Model, method and how many requests were asked for; `prepare` finds out how many there are."""
+    asked = Job.make(**flow_run.parameters)
+    return shown.run_name(asked, asked.limit)
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -86,9 +88,11 @@ def edit(
     device: str = "cpu",
     on_bad_row: Literal["stop", "quarantine"] = "stop",
     evaluate: bool = True,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    wait: bool = False,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Held]:
     """Corrects facts in a language model's weights, records what was done, and publishes the edited model.
 
     Args:
@@ -109,40 +113,70 @@ def edit(
         device: cpu, cuda or cuda:0.
         on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         evaluate: Measure before, at write and after.
+        limits: Quality gate, in per cent. A version that breaks a limit is recorded and not published, and the run ends as Held.
+        wait: Wait for another run that writes to the same folder, instead of refusing.
         settings: Any other hyper-parameter, by name.
         home: Folder of the artefacts and the database.
     """
     job, here = Job.make(**flow_run.parameters), str(flow_run.id)
     run = CONTINUES.get() or Continuation(here, None)
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
-    bench.record.attempt = next_attempt(bench.store, run.run_id, "started")
     say = _saying(bench)
+    check_out(Path(job.out))
+    with holding(job.out, f"{bench.name}, {bench.run_id}", wait=job.wait, say=say):
+        try:
+            result = _run(bench, run, here, say)
+        except Held as held:
+            shown.announce("held", held.result, limits=dict(job.limits), broken=list(held.broken))
+            return Failed(name="Held", message=str(held), data=held)
+    shown.announce("published", result, limits=dict(job.limits))
+    return result
+
+
+def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The run itself, from its row in the record to the published version. Raises Held where that is not published."""
+    job = bench.job
+    bench.record.attempt = next_attempt(bench.store, run.run_id, "started")
     facts = {
         "prefect_run_id": here,
         "arguments": job.arguments(),
         "name": bench.name,
-        "method": method,
-        "mode": mode,
+        "method": job.method,
+        "mode": job.mode,
         "source": job.requests,
-        "out": str(Path(out).absolute()),
+        "out": str(Path(job.out).absolute()),
     }
-    with bench.record.run(facts, seed) as row:
+    with bench.record.run(facts, job.seed) as row:
         _mark_crashed([*bench.record.lost, *([run.prefect_run_id] if run.prefect_run_id else [])])
         prepare(bench, job.check())
-        row.update(model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
+        bench.name = shown.name_and_tag(job, len(bench.plan.requests))
+        row.update(name=bench.name, model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
+        bench.record.write("planned", {"runs": [row]})  # what a killed run started from is known to whoever goes on with it
+        bench.done = shown.Progress(len(bench.batches))
         say(
             f"{len(bench.plan.requests)} requests in {len(bench.batches)} batches"
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
         known = statistics(bench)
         say(f"statistics: {_took(bench, 'statistics')}")
+        limits = read_limits(job.limits)
+        facts_before = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else []
+        asked = [evaluate_earlier(bench, known, "before", facts_before)] if facts_before else []
         deltas, measured = _edit(bench, known, say)
+        asked += [evaluate_earlier(bench, known, "after", facts_before, deltas)] if facts_before else []
         result = _result(bench, measured)
-        version = publish(bench, known, deltas, model_card(result, bench.plan.settings.to_dict()))
+        found = [stages.metrics(bench, [ref]) for ref in asked]
+        broken_limits = broken(limits, result["numbers"], earlier.lost(found[0], found[1], limits.metric) if found else (0, 0))
+        card = model_card(result, bench.plan.settings.to_dict())
+        held = bool(broken_limits) and not run.publish_anyway
+        version = hold(bench, known, deltas) if held else publish(bench, known, deltas, card)
         result["version"] = row["version"] = stages.version_of(bench.store.get(version.kind, version.key))
+        shown.artifacts(result, card)
+        if held:
+            raise Held(result, broken_limits, home_option(job.home))
+        if broken_limits:
+            row["message"] = f"published although {'; '.join(broken_limits)}"
         say(f"publish: {_took(bench, 'publish')}")
-    if result["numbers"]:
-        create_markdown_artifact(markdown(result), key="edit-result", description=heading(result))
     return result
 
 

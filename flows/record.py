@@ -124,7 +124,8 @@ def alone(file: Path) -> Iterator[bool]:
 
 
 def _status(error: BaseException) -> str:
-    return "failed" if isinstance(error, Exception) else "cancelled"
+    """What a run or stage is that ended with this error; one that is no failure says what it is (`flows.limits.Held`)."""
+    return getattr(error, "status", "failed") if isinstance(error, Exception) else "cancelled"
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Workbench:
         plan: what `prepare` found out; every later stage builds on it.
 
         force: first words of stages that are done again although their artefacts are there.
+        done: told the name of each stage that is done.
 
     `run_id` and `attempt` are as `RunRecord` takes them.
     """
@@ -77,6 +78,7 @@ class Workbench:
     ):
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
         self.reporter = reporter or Reporter()
+        self.done: Callable[[str], None] = lambda _: None
         self.store = ArtifactStore(os.path.join(job.home, "artifacts"))
         self.database = Path(job.home) / "metake.duckdb"
         self.record = RunRecord(self.store, self.database, run_id, attempt)
@@ -121,6 +123,7 @@ class Workbench:
             record.update(rows(folder))
             record["artifacts"] = [{**self.store.describe(kind, key), "run_id": self.run_id}]
             record["stages"] = [{"status": "cached" if cached else "completed"}]
+        self.done(stage)
         self.seconds[stage if batch is None else f"{stage} {batch}"] = None if cached else time.perf_counter() - clock
         return Ref(kind, key, cached)
 
