@@ -33,15 +33,18 @@ COMMENT ON COLUMN runs.message IS 'Why the run failed or was held, or what it wa
 COMMENT ON COLUMN runs.arguments IS 'What the run was asked for, as JSON; NULL for undo and redo, and for runs of before this column';
 
 CREATE TABLE intake (
-    sha256 VARCHAR PRIMARY KEY,
+    out VARCHAR NOT NULL,
+    sha256 VARCHAR NOT NULL,
     file VARCHAR NOT NULL,
     run_id VARCHAR NOT NULL,
     status VARCHAR NOT NULL CHECK (status IN ('running', 'published', 'held', 'refused', 'failed')),
     reason VARCHAR,
     taken_at TIMESTAMP NOT NULL,
-    part VARCHAR NOT NULL
+    part VARCHAR NOT NULL,
+    PRIMARY KEY (out, sha256)
 );
-COMMENT ON TABLE intake IS 'Files that the nightly edit found in its inbox, each taken once, by content.';
+COMMENT ON TABLE intake IS 'Files that the nightly edit found in its inbox, each taken once, by content, for the model in out.';
+COMMENT ON COLUMN intake.out IS 'Folder of the model that the nights add up in';
 COMMENT ON COLUMN intake.sha256 IS 'Hash of the file''s content';
 COMMENT ON COLUMN intake.file IS 'Where it was found';
 COMMENT ON COLUMN intake.run_id IS 'The edit that takes it, as in runs; a refused file has none there';
