@@ -234,7 +234,7 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
 
     tune_allocator()
     server = PrefectServer(verbose=given.verbose)  # starts while torch is being imported
-    _end_in_order()
+    end_in_order()
     try:
         import metake.editor  # noqa: F401
         from flows.edit import edit
@@ -251,7 +251,7 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
     _conclude(result, given.home)
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """A polite kill ends the run as an interrupt does: recorded, and with nothing left running."""
 
     def interrupt(*_: Any) -> None:

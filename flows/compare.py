@@ -80,6 +80,13 @@ def compare_methods(
     return results
 
 
+def shared_by(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an edit's arguments that all methods share here. Raises InputError for limits: every method is to be measured."""
+    if asked.get("limits"):
+        raise InputError("limits are not for comparing: every method is measured", place="quality gate", fix="leave the limits out")
+    return {name: value for name, value in asked.items() if name not in ("method", "limits", "wait", "evaluate")}
+
+
 def _one(arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         result: Any = edit(**arguments)
