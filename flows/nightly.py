@@ -6,8 +6,11 @@ id of its run, before its run begins, and that run is then gone on with (`flows.
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +25,7 @@ from flows.intake import Intake, Taken, settled_files
 from flows.job import MARKER
 from flows.limits import NIGHTLY, Held, Limits
 from flows.lock import holding
+from flows.publish import is_published
 from flows.rerun import CONTINUES, Continuation, continuing, with_base
 from flows.versions import Home, checkout
 from metake.errors import InputError
@@ -107,6 +111,7 @@ class Night:
         get_run_logger().info(f"{taken.file}: run {taken.run_id}")
         source, token = self.intake.kept(taken), None
         try:
+            taken = self._current(taken)
             arguments, run = self._run(taken, source)
             token = CONTINUES.set(run)
             edit(**arguments)
@@ -121,12 +126,25 @@ class Night:
                 CONTINUES.reset(token)
         return self.intake.note(taken, "published")
 
+    def _current(self, taken: Taken) -> Taken:
+        """The file, with a run that builds on what is published now.
+
+        A run that began on what is no longer the last version would, gone on with, take back what was published since: the file then
+        gets a new one.
+        """
+        self._restore()
+        begun = self.home.database.query("SELECT model FROM runs WHERE run_id = ? AND model IS NOT NULL", [taken.run_id]).rows
+        marker = self.out / MARKER
+        published = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+        if not begun or published is None or published.get("run") == taken.run_id or is_published(self.out, begun[0][0]):
+            return taken
+        return self.intake.note(replace(taken, run_id=str(uuid.uuid4())), "running")
+
     def _run(self, taken: Taken, source: Path) -> tuple[dict[str, Any], Continuation]:
         """The arguments of the file's edit: those of its run where it has begun, else on the last published version."""
         if self.home.database.query("SELECT 1 FROM runs WHERE run_id = ? AND model IS NOT NULL", [taken.run_id]).rows:
             arguments, run = continuing(self.home.database, taken.run_id)
             return {**with_base(self.home, arguments, taken.run_id), "home": self.home.folder}, run
-        self._restore()
         current = {"model": str(self.out)} if (self.out / MARKER).is_file() else {}
         return {**self.shared, **current, "requests": str(source)}, Continuation(taken.run_id, None)
 

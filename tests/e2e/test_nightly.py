@@ -19,7 +19,8 @@ from tests.runs import home, requests_file, texts, weights
 
 IN_ONE_PROCESS = """
 import json, sys
-from flows.runtime import PrefectServer
+from flows.runtime import PrefectServer, tune_allocator
+tune_allocator()
 server = PrefectServer()
 from pathlib import Path
 from tests.e2e import test_nightly
@@ -47,7 +48,7 @@ def three_nights(folder: Path) -> dict[str, Any]:
         os.utime(inbox / name, (0, 0))
 
     def night(name: str, **more: Any) -> None:
-        asked = {**options(folder), "limits": EASY, "quiet": 60, **more}
+        asked = {**options(folder), "limits": EASY, "quiet": 3600, **more}
         found = nightly_edit(str(inbox), out=str(out), **asked)
         seen[name] = {Path(file).name: status for file, status in found["files"].items()}
         seen[f"{name} version"] = json.loads((out / "metake.json").read_text())["fingerprint"]
@@ -85,7 +86,7 @@ def methods(folder: Path) -> list[dict[str, Any]]:
 def in_one_process(shell: Shell, name: str, folder: Path) -> Any:
     here = replace(shell, cwd=ROOT)
     done = subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS, name, str(folder)], cwd=here.cwd, env=here.env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", IN_ONE_PROCESS, name, str(folder)], cwd=here.cwd, env=here.env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
