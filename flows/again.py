@@ -8,7 +8,8 @@ from prefect import flow
 
 from flows.edit import edit
 from flows.home import record_of
-from flows.rerun import CONTINUES, continuing
+from flows.rerun import CONTINUES, continuing, with_base
+from flows.versions import Home
 
 
 @flow(name="rerun", log_prints=False, persist_result=False)
@@ -22,5 +23,6 @@ def rerun(run: str, first: Literal["evaluate", "publish"] | None = None, home: s
     """
     arguments, continued = continuing(record_of(home), run, first)
     CONTINUES.set(continued)
+    arguments = with_base(Home(home), arguments, continued.run_id)
     result: Any = edit(**{**arguments, "home": home})
     return result

@@ -24,7 +24,7 @@ from storage.errors import StorageError
 if TYPE_CHECKING:
     from storage import Database, Table
 
-INTERRUPTED = 130
+HELD, INTERRUPTED = 3, 130
 
 
 def main() -> None:
@@ -36,7 +36,10 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit code: 0, 1 for a failure, 2 for something the user can correct, 130 when interrupted."""
+    """Runs one command. Returns its exit code.
+
+    0; 1 for a failure; 2 for something the user can correct; 3 for a version that the quality gate held back; 130 when interrupted.
+    """
     given = parser().parse_args(arguments)
     try:
         return given.do(given)
@@ -46,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print("metake: stopped. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return _complain(error, 1, given)
+        return _complain(error, HELD if getattr(error, "status", None) == "held" else 1, given)
 
 
 def _complain(error: Exception, code: int, given: argparse.Namespace) -> int:
@@ -81,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     )
     rerun.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
     rerun.add_argument("--from", dest="first", choices=("evaluate", "publish"), help="do this stage and those after it again in any case")
+    rerun.add_argument("--publish-anyway", action="store_true", help="publish the version of a run that was held, as it is")
     _add_saying(rerun)
     add_home(rerun)
     rerun.set_defaults(do=run_rerun, memory=False)
@@ -129,11 +133,40 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
         help="deployment whose workers do the work, such as targets-shard/targets-shard (default: this process)",
     )
     add("--patience", type=int, default=600, metavar="SECONDS", help="how long to wait for a worker (default: 600)")
+    _add_limits(command)
+    add("--wait", action="store_true", help="wait for another run that writes to the same --out, instead of refusing")
     add("--plan", metavar="FILE", help="run exactly what `metake plan --out-plan FILE` settled; no other option is needed")
     add("--memory", action="store_true", help="first print what the edit needs of memory, part by part")
     _add_saying(command)
     add_home(command)
     command.set_defaults(do=run_edit)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    """The quality gate; every option becomes one entry of `limits`."""
+    group = command.add_argument_group("quality gate", "A version that breaks a limit is recorded and not published. In per cent.")
+
+    def add(name: str, help: str, **options: Any) -> None:
+        group.add_argument(f"--{name.replace('_', '-')}", dest=f"limits.{name}", help=help, **options)
+
+    add("min_efficacy", "efficacy after all batches must be at least this", type=float, metavar="P")
+    add("max_specificity_loss", "specificity may fall by at most so many points", type=float, metavar="P")
+    add("max_perplexity_rise", "perplexity may rise by at most this", type=float, metavar="P")
+    add("max_earlier_lost", "of the facts of earlier runs that still held, at most so many may be lost", type=float, metavar="P")
+    help = "which way of measuring the limits are about (default: success)"
+    group.add_argument("--limits-metric", dest="limits.metric", choices=("success", "accuracy", "exact"), help=help)
+
+
+def asked_of(given: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """Arguments of `flows.edit.edit` from the options of `_add_edit`.
+
+    Args:
+        others: options of the command that are none of them.
+    """
+    only_here = {"do", "memory", "plan", "quiet", "verbose", *others}
+    asked = {name: value for name, value in vars(given).items() if name not in only_here and not name.startswith("limits.")}
+    limits = {name: value for key, value in vars(given).items() if (name := key.removeprefix("limits.")) != key and value is not None}
+    return {**asked, "limits": limits, "settings": dict(given.settings)}
 
 
 def _add_saying(command: argparse.ArgumentParser) -> None:
@@ -158,9 +191,7 @@ def _assignment(text: str) -> tuple[str, str]:
 # -- commands --------------------------------------------------------------------------------------------------------------------
 def run_edit(given: argparse.Namespace) -> int:
     """Writes facts into a model."""
-    only_here = ("do", "memory", "plan", "quiet", "verbose")
-    asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in only_here}
-    asked["settings"] = dict(given.settings)
+    asked = asked_of(given)
     if given.plan:
         from flows.plan import plan_arguments
 
@@ -171,11 +202,12 @@ def run_edit(given: argparse.Namespace) -> int:
 
 def run_rerun(given: argparse.Namespace) -> int:
     """Goes on with a run where it ended."""
-    from flows.rerun import CONTINUES, continuing
+    from flows.rerun import CONTINUES, continuing, with_base
+    from flows.versions import Home
 
-    arguments, run = continuing(_database(given), given.run, given.first)
+    arguments, run = continuing(_database(given), given.run, given.first, publish_anyway=given.publish_anyway)
     CONTINUES.set(run)
-    edit_here({**arguments, "home": given.home}, given)
+    edit_here({**with_base(Home(given.home), arguments, run.run_id), "home": given.home}, given)
     return 0
 
 
@@ -204,7 +236,7 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
 
     tune_allocator()
     server = PrefectServer(verbose=given.verbose)  # starts while torch is being imported
-    _end_in_order()
+    end_in_order()
     try:
         import metake.editor  # noqa: F401
         from flows.edit import edit
@@ -212,12 +244,16 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
         REPORTER.set(reporter)
         with server.running():
             result: Any = edit(**asked)
+    except MetaKEError as error:
+        if getattr(error, "status", None) == "held":
+            _print_table(error.result)  # type: ignore[attr-defined]
+        raise
     finally:
         server.stop()
     _conclude(result, given.home)
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """A polite kill ends the run as an interrupt does: recorded, and with nothing left running."""
 
     def interrupt(*_: Any) -> None:
@@ -227,10 +263,7 @@ def _end_in_order() -> None:
 
 
 def _conclude(result: dict[str, Any], home: str) -> None:
-    from flows.report import table_text
-
-    if result["numbers"]:
-        print("\n" + table_text(result) + "\n")
+    _print_table(result)
     print(f"model      {result['out']}  (AutoModelForCausalLM.from_pretrained reads it)")
     print(f"database   {result['database']}")
     print(f"run        {result['name']}, {result['run_id']}\n")
@@ -242,6 +275,13 @@ def _conclude(result: dict[str, Any], home: str) -> None:
         (f"{_typed('python')} -c {shlex.quote(_asking(result))}", "ask the edited model"),
     ):
         print(f"  {command}    # {what}")
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from flows.report import table_text
+
+    if result["numbers"]:
+        print("\n" + table_text(result) + "\n")
 
 
 def _asking(result: dict[str, Any]) -> str:

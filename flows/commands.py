@@ -37,6 +37,12 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
     add_edit(plan)
     plan.add_argument("--out-plan", metavar="FILE", help="keep the plan; `metake edit --plan FILE` runs exactly that")
     plan.set_defaults(do=run_plan)
+    compare = commands.add_parser(
+        "compare", help="the same edit by several methods, side by side", description="The same edit by several methods, side by side."
+    )
+    add_edit(compare)
+    compare.add_argument("--methods", required=True, metavar="M,M,…", help="the methods, each run into a folder of its own under --out")
+    compare.set_defaults(do=run_compare)
     explain = _command(commands, "explain", "why one edit of a run succeeded or failed, measured again", run_explain)
     explain.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
     explain.add_argument("--request", required=True, metavar="ID", help="the id it had in its file, or the beginning of its own")
@@ -217,12 +223,11 @@ def _replay(given: argparse.Namespace, change: Any) -> int:
 
 def run_plan(given: argparse.Namespace) -> int:
     """Says what an edit would do."""
+    from flows.cli import asked_of
     from flows.job import Job
     from flows.plan import make_plan, plan_text
 
-    ours = ("do", "memory", "quiet", "verbose", "out_plan", "plan")
-    asked = {name: value for name, value in vars(given).items() if name not in ours}
-    job = Job.make(**{**asked, "settings": dict(given.settings)})
+    job = Job.make(**asked_of(given, "out_plan"))
     if given.memory:
         from flows.inspect import memory_text
 
@@ -232,6 +237,32 @@ def run_plan(given: argparse.Namespace) -> int:
     if given.out_plan:
         Path(given.out_plan).write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"\nPlan     {given.out_plan}  (metake edit --plan {given.out_plan})")
+    return 0
+
+
+def run_compare(given: argparse.Namespace) -> int:
+    """Runs several methods and shows their figures."""
+    from flows.cli import asked_of, end_in_order
+    from flows.job import Job
+    from flows.progress import REPORTER, for_terminal
+    from flows.runtime import PrefectServer, tune_allocator
+
+    asked = asked_of(given, "methods")
+    methods = [method.strip() for method in given.methods.split(",")]
+    for method in methods:
+        Job.make(**{**asked, "method": method}).check()
+    tune_allocator()
+    server = PrefectServer(verbose=given.verbose)
+    end_in_order()
+    try:
+        from flows.compare import compare_methods, shared_by, table_text
+
+        REPORTER.set(for_terminal(quiet=given.quiet))
+        with server.running():
+            results: Any = compare_methods(methods, **shared_by(asked))
+    finally:
+        server.stop()
+    print(f"\n{table_text(results)}\n")
     return 0
 
 

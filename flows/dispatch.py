@@ -158,6 +158,8 @@ class Crew:
         for b in sorted(by_batch.keys() - self._told):
             if len(found := by_batch[b]) == len(chain):
                 self._told.add(b)
+                self.bench.done("targets")
+                self.bench.done("write")
                 times = ", ".join(f"{stage.replace('_', ' ')} {found[stage]['seconds']:.1f} s" for stage in chain)
                 self.say(f"batch {b + 1} of {all}: {times} on {found[chain[0]]['worker']}")
 

@@ -11,31 +11,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from prefect import flow, get_client, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect import State, flow, get_client, get_run_logger
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Crashed
+from prefect.states import Crashed, Failed
 from pydantic import Field
 
-from flows import stages, tasks
+from flows import earlier, shown, stages, tasks
 from flows.course import Slot, Step, course, of_moment
 from flows.dispatch import spread
-from flows.job import Job
+from flows.home import options_of
+from flows.job import Job, check_out
+from flows.limits import Held, Limits, broken, read_limits
+from flows.lock import holding
 from flows.progress import REPORTER
 from flows.record import LOST
-from flows.report import MOMENTS, figures, heading, markdown, model_card
+from flows.report import MOMENTS, figures, model_card
 from flows.rerun import CONTINUES, Continuation
 from flows.workbench import Ref, Workbench
 from storage import next_attempt
 
 
 def run_name() -> str:
-    """Model, method and how many requests were asked for."""
-    given = flow_run.parameters
-    asked = Job.make(**given)
-    return "-".join([asked.model_name, asked.method, *([str(asked.limit)] if asked.limit else [])])
+    """Model, method and how many requests were asked for; `prepare` finds out how many there are."""
+    asked = Job.make(**flow_run.parameters)
+    return shown.run_name(asked, asked.limit)
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -63,9 +64,11 @@ def edit(
     evaluate: bool = True,
     workers: str | None = None,
     patience: Count = 600,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    wait: bool = False,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Held]:
     """Corrects facts in a language model's weights, records what was done, and publishes the edited model.
 
     Args:
@@ -88,40 +91,69 @@ def edit(
         evaluate: Measure before, at write and after.
         workers: Deployment whose workers do all but checking and publishing: targets-shard/targets-shard. Empty: this process does all.
         patience: Seconds to wait for a worker, or for a server that does not answer, before the run fails.
+        limits: Quality gate, in per cent. A version that breaks a limit is recorded and not published, and the run ends as Held.
+        wait: Wait for another run that writes to the same folder, instead of refusing.
         settings: Any other hyper-parameter, by name.
         home: Folder of the artefacts and the database.
     """
     job, here = Job.make(**flow_run.parameters), str(flow_run.id)
     run = CONTINUES.get() or Continuation(here, None)
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
-    bench.record.attempt = next_attempt(bench.store, run.run_id)
     say = _saying(bench)
+    check_out(Path(job.out))
+    with holding(job.out, f"{bench.name}, {bench.run_id}", wait=job.wait, say=say):
+        try:
+            result = _run(bench, run, here, say)
+        except Held as held:
+            shown.announce("held", held.result, limits=dict(job.limits), broken=list(held.broken))
+            return Failed(name="Held", message=str(held), data=held)
+    shown.announce("published", result, limits=dict(job.limits))
+    return result
+
+
+def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The run itself, from its row in the record to the published version. Raises Held where that is not published."""
+    job = bench.job
+    bench.record.attempt = next_attempt(bench.store, run.run_id)
     facts = {
         "prefect_run_id": here,
         "arguments": job.arguments(),
         "name": bench.name,
-        "method": method,
-        "mode": mode,
+        "method": job.method,
+        "mode": job.mode,
         "source": job.requests,
-        "out": str(Path(out).absolute()),
+        "out": str(Path(job.out).absolute()),
     }
-    with bench.record.run(facts, seed) as row:
+    with bench.record.run(facts, job.seed) as row:
         _mark_crashed([*bench.record.lost, *([run.prefect_run_id] if run.prefect_run_id else [])])
         tasks.prepare(bench, job.check())
-        row.update(model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
+        bench.name = shown.name_and_tag(job, len(bench.plan.requests))
+        row.update(name=bench.name, model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
+        bench.record.write("planned", {"runs": [row]})  # what a killed run started from is known to whoever goes on with it
+        bench.done = shown.Progress(len(bench.batches))
         say(
             f"{len(bench.plan.requests)} requests in {len(bench.batches)} batches"
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
+        limits = read_limits(job.limits)
+        facts_before = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else []
         steps = course(bench)
         refs = spread(bench, steps, say) if job.workers else _here(bench, steps, say)
-        result = _result(bench, {moment: stages.metrics(bench, found) for moment in MOMENTS if (found := of_moment(refs, moment))})
-        deltas = [refs["write", b] for b in range(len(bench.batches))]
-        version = tasks.publish(bench, refs["statistics", None], deltas, model_card(result, bench.plan.settings.to_dict()))
+        known, deltas = refs["statistics", None], [refs["write", b] for b in range(len(bench.batches))]
+        asked = [tasks.evaluate_earlier(bench, known, m, facts_before, d) for m, d in (("before", []), ("after", deltas)) if facts_before]
+        result = _result(bench, {moment: stages.metrics(bench, there) for moment in MOMENTS if (there := of_moment(refs, moment))})
+        found = [stages.metrics(bench, [ref]) for ref in asked]
+        broken_limits = broken(limits, result["numbers"], earlier.lost(found[0], found[1], limits.metric) if found else (0, 0))
+        card = model_card(result, bench.plan.settings.to_dict())
+        held = bool(broken_limits) and not run.publish_anyway
+        version = tasks.hold(bench, known, deltas) if held else tasks.publish(bench, known, deltas, card)
         result["version"] = row["version"] = stages.version_of(bench.store.get(version.kind, version.key))
+        shown.artifacts(result, card)
+        if held:
+            raise Held(result, broken_limits, options_of(job.home))
+        if broken_limits:
+            row["message"] = f"published although {'; '.join(broken_limits)}"
         say(f"publish: {_took(bench, ('publish', None))}")
-    if result["numbers"]:
-        create_markdown_artifact(markdown(result), key="edit-result", description=heading(result))
     return result
 
 
@@ -151,14 +183,14 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
             say(
                 f"batch {b + 1} of {len(order)}: "
                 + ", ".join(f"{slot[0].replace('_', ' ')} {_took(bench, slot)}" for slot in done)
-                + _hold(bench, refs, b)
+                + _facts_that_hold(bench, refs, b)
             )
     if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None)):
         say(f"after: {_took(bench, *done)}")
     return refs
 
 
-def _hold(bench: Workbench, refs: Mapping[Slot, Ref], b: int) -> str:
+def _facts_that_hold(bench: Workbench, refs: Mapping[Slot, Ref], b: int) -> str:
     """How many of a batch's facts hold, where that was measured."""
     rows = stages.metrics(bench, [refs["evaluate_at_write", b]] if ("evaluate_at_write", b) in refs else [])
     success = [row["value"] for row in rows if row["name"] == "efficacy_success"]

@@ -48,6 +48,8 @@ class Job:
     evaluate: bool = True
     workers: str | None = None
     patience: int = 600
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    wait: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -55,12 +57,12 @@ class Job:
         """A job with what was left out taken from the bundle.
 
         Raises:
-            InputError: requests without a model or the other way round, or a value out of range.
+            InputError: requests without a model or the other way round, a value out of range, or limits without evaluation.
         """
         if (requests is None) != (model is None):
             missing, given = ("REQUESTS", "--model") if requests is None else ("--model", "REQUESTS")
             raise InputError(f"{given} is given without {missing}", place=missing, fix="give both, or neither for the bundled demo")
-        layers = others.pop("layers", None)
+        layers, limits = others.pop("layers", None), _limits_json(others.pop("limits", None))
         job = cls(
             requests=requests or str(demo.requests_path()),
             model=model or str(demo.model_path()),
@@ -68,8 +70,11 @@ class Job:
             heldout=heldout or str(demo.heldout_text_path()),
             home=home,
             layers=tuple(layers) if layers else None,
+            limits=limits,
             **others,
         )
+        if limits and not job.evaluate:
+            raise InputError("limits are given, and nothing would be measured", place="--no-evaluate", fix="leave out one of the two")
         for name, allowed in CHOICES.items():
             if getattr(job, name) not in allowed:
                 raise InputError(f"'{getattr(job, name)}' is not known", place=_option(name), fix=f"use one of {', '.join(allowed)}")
@@ -92,7 +97,12 @@ class Job:
 
     def arguments(self) -> dict[str, Any]:
         """What `flows.edit.edit` takes to do the same from any folder: paths are absolute, all is JSON."""
-        given = {**asdict(self), "layers": list(self.layers) if self.layers else None, "settings": dict(self.settings)}
+        given = {
+            **asdict(self),
+            "layers": list(self.layers) if self.layers else None,
+            "settings": dict(self.settings),
+            "limits": dict(self.limits),
+        }
         made = {name: given[name] if "://" in given[name] else str(Path(given[name]).absolute()) for name in MADE}
         return given | made | {name: _absolute(given[name]) for name in READ}
 
@@ -101,7 +111,7 @@ class Job:
 
         Raises:
             InputError: bad requests (unless quarantined), a path that is not there, a setting that is not known or out of range, or
-                an `out` that is not ours to replace.
+                an `out` that is not ours to replace, or a limit that these requests cannot tell of.
         """
         Settings().with_(**self.overrides)
         check_out(Path(self.out))
@@ -114,7 +124,21 @@ class Job:
                         place=f"{_option(name)} {path.strip()}",
                         fix="name a .txt or .jsonl file, or a folder saved by datasets",
                     )
-        return read_requests(self.requests, layout=self.layout, limit=self.limit, on_bad_row=self.on_bad_row)  # type: ignore[arg-type]
+        found = read_requests(self.requests, layout=self.layout, limit=self.limit, on_bad_row=self.on_bad_row)  # type: ignore[arg-type]
+        if self.limits:
+            from flows.limits import check_measurable, read_limits
+
+            check_measurable(read_limits(self.limits), found.requests, self.requests)
+        return found
+
+
+def _limits_json(given: Any) -> dict[str, Any]:
+    """Limits as JSON values, checked; empty where nothing is limited. pydantic is imported only where there are any."""
+    if not given:
+        return {}
+    from flows.limits import read_limits
+
+    return read_limits(given).to_json()
 
 
 def check_out(out: Path) -> None:

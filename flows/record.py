@@ -113,7 +113,8 @@ class RunRecord:
 
 
 def _status(error: BaseException) -> str:
-    return "failed" if isinstance(error, Exception) else "cancelled"
+    """What a run or stage is that ended with this error; one that is no failure says what it is (`flows.limits.Held`)."""
+    return getattr(error, "status", "failed") if isinstance(error, Exception) else "cancelled"
 
 
 @contextmanager

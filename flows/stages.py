@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -248,8 +248,7 @@ def perplexity(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[
 
 def publish(bench: Workbench, statistics: Ref, deltas: Sequence[Ref], card: str) -> Ref:
     """Puts the edited checkpoint, the deltas and a model card into `out`, in place of what an earlier run put there."""
-    out, base = Path(bench.job.out), bench.plan.model
-    meaning = {"model": base["fingerprint"], "deltas": [d.key for d in deltas], "code": code_digest("delta", "model")}
+    out, base, meaning = Path(bench.job.out), bench.plan.model, _version_meaning(bench, deltas)
 
     def build(folder: Path, _: Any) -> None:
         editor = bench.editor(statistics, deltas)
@@ -261,15 +260,35 @@ def publish(bench: Workbench, statistics: Ref, deltas: Sequence[Ref], card: str)
             "method": bench.job.method,
             "deltas": meaning["deltas"],
         }
-        fingerprint = publish_model(out, editor.lm.save, files, card, facts)
-        _write_json(folder / "version.json", {"fingerprint": fingerprint, "dtype": base["dtype"], "parameters": base["parameters"]})
+        _write_version(bench, folder, publish_model(out, editor.lm.save, files, card, facts))
 
-    def rows(folder: Path) -> Rows:
-        version = _read_json(folder / "version.json")
-        lineage = {"parent": base["fingerprint"], "base": base["fingerprint"], "lineage": meaning["deltas"]}
-        return {"models": [{**version, **lineage, "name": bench.name, "run_id": bench.run_id, "uri": str(out.absolute())}]}
-
+    rows = _version_rows(bench, meaning, str(out.absolute()))
     return bench.make("publish", "version", meaning, build, rows=rows, current=lambda folder: is_published(out, version_of(folder)))
+
+
+def hold(bench: Workbench, statistics: Ref, deltas: Sequence[Ref]) -> Ref:
+    """Finds out which version the edited model is, and leaves `out` as it is: the version can be made again from its deltas."""
+    meaning = _version_meaning(bench, deltas)
+
+    def build(folder: Path, _: Any) -> None:
+        _write_version(bench, folder, bench.editor(statistics, deltas).lm.saved_fingerprint())
+
+    return bench.make("hold", "version", meaning, build, rows=_version_rows(bench, meaning, None))
+
+
+def _version_meaning(bench: Workbench, deltas: Sequence[Ref]) -> dict[str, Any]:
+    return {"model": bench.plan.model["fingerprint"], "deltas": [d.key for d in deltas], "code": code_digest("delta", "model")}
+
+
+def _write_version(bench: Workbench, folder: Path, fingerprint: str) -> None:
+    facts = {name: bench.plan.model[name] for name in ("dtype", "parameters")}
+    _write_json(folder / "version.json", {"fingerprint": fingerprint, **facts})
+
+
+def _version_rows(bench: Workbench, meaning: dict[str, Any], uri: str | None) -> Callable[[Path], Rows]:
+    lineage = {"parent": meaning["model"], "base": meaning["model"], "lineage": meaning["deltas"]}
+    row = {**lineage, "name": bench.name, "run_id": bench.run_id, "uri": uri}
+    return lambda folder: {"models": [{**_read_json(folder / "version.json"), **row}]}
 
 
 def version_of(folder: Path) -> str:

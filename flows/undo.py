@@ -26,6 +26,7 @@ from flows import stages
 from flows.card import version_card
 from flows.job import Job, check_out
 from flows.lineage import Batch, Segment, lineage, requests_of, with_batches
+from flows.lock import holding
 from flows.names import SHORT, requests_named, run_named, version_named
 from flows.progress import Reporter
 from flows.record import Rows
@@ -212,7 +213,9 @@ def replay(home: Home, change: Change, options: Options, reporter: Reporter) -> 
             statistics, where they have to be collected again, is another than it was.
     """
     check_out(options.out)
-    return Replay(home, change, options, reporter).run()
+    replay = Replay(home, change, options, reporter)
+    with holding(options.out, f"{replay.name}, {replay.run_id}"):
+        return replay.run()
 
 
 class Replay:

@@ -69,6 +69,7 @@ class Workbench:
         plan_key: key of its artefact.
         force: first words of stages that are done again although their artefacts are there.
         worker: whether another process, the coordinator, commits what this one records.
+        done: told the name of each stage that is done.
 
     `run_id` and `attempt` are as `RunRecord` takes them.
     """
@@ -90,6 +91,7 @@ class Workbench:
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
         self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
+        self.done: Callable[[str], None] = lambda _: None
         self.store, self.database = store_of(job.home), database_of(job.home)
         self.record = RunRecord(self.store, None if worker else self.database, run_id, attempt)
         self.seconds: dict[tuple[str, int | None], float | None] = {}  # of each stage and batch that was done; None: it was cached
@@ -131,6 +133,7 @@ class Workbench:
             record.update(rows(folder))
             record["artifacts"] = [{**self.store.describe(kind, key), "run_id": self.run_id}]
             record["stages"] = [{"status": "cached" if cached else "completed"}]
+        self.done(stage)
         self.seconds[stage, batch] = None if cached else time.perf_counter() - clock
         return Ref(kind, key, cached)
 

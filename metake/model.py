@@ -231,6 +231,10 @@ class LanguageModel:
         self.fingerprint = fingerprint_of(self.hf.config, self.tensors)
 
     # -- disk ----------------------------------------------------------------------------------------------------------------
+    def saved_fingerprint(self) -> str:
+        """The fingerprint that `save` would return, without writing anything."""
+        return fingerprint_of(self.hf.config, tensor_hashes(self.hf.state_dict(), self.stored_dtype))
+
     def save(self, folder: str | Path) -> str:
         """Writes a checkpoint in the stored dtype that ``from_pretrained`` reads, and returns its fingerprint."""
         state = _cast(self.hf.state_dict(), self.stored_dtype)

@@ -5,7 +5,7 @@
    wrote there, table by table; a table that the later part does not carry is left alone. So redoing a stage never duplicates
    a row. `stages` keeps every attempt.
 3. Where two parts tell about one thing, one row stays. Of `requests`, `models` and `artifacts`, which are named by their
-   content, the first written; of `runs`, `environment` and one place in a batch (`edits`), the last written. Whole rows win,
+   content, the first written; of `runs`, `environment`, `intake` and one place in a batch (`edits`), the last written. Whole rows win,
    not single columns.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OF_A_SLOT = ("edits", "metrics")
 FIRST_STAYS = {"requests": ("request_id",), "models": ("fingerprint",), "artifacts": ("key",)}
-LAST_STAYS = {"runs": ("run_id",), "environment": ("run_id",), "edits": ("run_id", "batch", "position")}
+LAST_STAYS = {"intake": ("out", "sha256"), "runs": ("run_id",), "environment": ("run_id",), "edits": ("run_id", "batch", "position")}
 
 
 def ingest(connection: duckdb.DuckDBPyConnection, part: Part) -> bool:

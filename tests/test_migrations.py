@@ -21,7 +21,18 @@ def test_migrations_are_numbered_from_one_without_gaps():
 def test_an_empty_database_is_brought_up_to_date_once(connection):
     assert version_of(connection) == 0
     assert migrate(connection) == migrate(connection) == len(migrations())
-    assert set(columns_of(connection)) == {"models", "requests", "runs", "environment", "stages", "edits", "metrics", "artifacts", "undos"}
+    assert set(columns_of(connection)) == {
+        "models",
+        "requests",
+        "runs",
+        "environment",
+        "stages",
+        "edits",
+        "metrics",
+        "artifacts",
+        "undos",
+        "intake",
+    }
 
 
 def test_a_step_that_fails_leaves_the_version_before_it(connection):

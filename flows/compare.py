@@ -1,0 +1,130 @@
+"""The same requests by several methods, one edit after the other, and their figures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.edit import Count, edit
+from flows.report import cells
+from metake.errors import InputError
+
+AFTER = 3  # the column of `flows.report.cells` with the figures after all batches
+
+
+@flow(name="compare-methods", log_prints=False, persist_result=False)
+def compare_methods(
+    methods: Annotated[list[str], Field(min_length=1)] = ["metake", "alphaedit", "memit"],  # noqa: B006
+    requests: str | None = None,
+    model: str | None = None,
+    mode: str = "sequential",
+    batch_size: Count = 100,
+    out: str = "compared",
+    layout: str = "auto",
+    limit: Count | None = None,
+    layers: list[int] | None = None,
+    tokens: Count | None = None,
+    corpus: str | None = None,
+    heldout: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    on_bad_row: str = "stop",
+    settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
+    home: str = ".metake",
+) -> list[dict[str, Any]]:
+    """Edits the same requests into the same model by several methods, and puts their figures side by side.
+
+    Args:
+        methods: The methods, in the order in which they are run.
+        requests: File, datasets folder or hub id with the edit requests. Empty: the bundled ones.
+        model: Folder or hub id of the model. Empty: the bundled one.
+        mode: sequential or simultaneous, as of an edit.
+        batch_size: Requests that are learned and written together.
+        out: Folder for the edited models, one folder in it for each method.
+        layout: How the requests are laid out; auto recognises it.
+        limit: Take only the first so many requests.
+        layers: Layers to edit, ascending. Empty: the model's preset.
+        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
+        corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
+        heldout: Text for perplexity. Empty: the bundled text.
+        seed: Seed of whatever is random.
+        dtype: Precision to compute in.
+        device: cpu, cuda or cuda:0.
+        on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
+        settings: Any other hyper-parameter, by name, for all methods.
+        home: Folder of the artefacts and the database.
+
+    Returns:
+        For each method what `flows.edit.edit` returns, or {method, error} where its edit failed: the others are run all the same.
+
+    Raises:
+        InputError: no method, or the same one twice.
+        RuntimeError: not one edit ended well.
+    """
+    if not methods or len(set(methods)) < len(methods):
+        raise InputError(f"{methods} names no method, or one twice", place="--methods", fix="name each method once")
+    shared = {name: value for name, value in flow_run.parameters.items() if name != "methods"}
+    results = [_one({**shared, "method": method, "out": str(Path(out) / method)}) for method in methods]
+    rows = side_by_side(results)
+    create_table_artifact([dict(row) for row in rows], key="methods", description=_heading(results))
+    create_markdown_artifact(markdown(results), key="methods-report", description=_heading(results))
+    if all("error" in result for result in results):
+        raise RuntimeError("no method came through: " + "; ".join(f"{r['method']}: {r['error']}" for r in results))
+    return results
+
+
+def shared_by(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an edit's arguments that all methods share here. Raises InputError for limits: every method is to be measured."""
+    if asked.get("limits"):
+        raise InputError("limits are not for comparing: every method is measured", place="quality gate", fix="leave the limits out")
+    return {name: value for name, value in asked.items() if name not in ("method", "limits", "wait", "evaluate")}
+
+
+def _one(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        result: Any = edit(**arguments)
+        return result
+    except Exception as error:
+        get_run_logger().error(f"{arguments['method']}: {error}")
+        return {"method": arguments["method"], "error": f"{error}" or type(error).__name__, "numbers": {}}
+
+
+def side_by_side(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of text {metric, before, then each method's figure after all batches}."""
+    columns = {result["method"]: {row[0]: row[AFTER] for row in cells(result["numbers"])} for result in results}
+    before = {row[0]: row[1] for result in results for row in cells(result["numbers"])}
+    rows = [
+        {"metric": metric, "before": value} | {m: column.get(metric, "") for m, column in columns.items()}
+        for metric, value in before.items()
+    ]
+    failed = {result["method"]: "failed" if "error" in result else "done" for result in results}
+    return [*rows, {"metric": "edit", "before": "", **failed}]
+
+
+def table_text(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table in plain characters."""
+    from flows.show import columns_text
+
+    rows = side_by_side(results)
+    return columns_text(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table in Markdown, with what went wrong below it."""
+    rows = side_by_side(results)
+    head = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *(list(row.values()) for row in rows)]
+    errors = [f"- {result['method']}: {result['error']}" for result in results if "error" in result]
+    return "\n".join("| " + " | ".join(row) + " |" for row in head) + "\n\n" + "\n".join(errors)
+
+
+def _heading(results: Sequence[Mapping[str, Any]]) -> str:
+    done = next((result for result in results if "error" not in result), None)
+    what = f"{done['edits']} edits of {done['base_name']}, {done['mode']}" if done else "no edit ended well"
+    return f"{', '.join(result['method'] for result in results)}: {what}"

@@ -1,0 +1,106 @@
+"""Files that the nightly edit takes in from its inbox, each once, known by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from flows.versions import Home
+from metake.errors import InputError
+from storage import Recorder, artifact_key, next_attempt
+
+UNFINISHED = (".tmp", ".part", ".partial", ".crdownload")  # names of files that somebody is still writing
+KIND = "inbox"  # of the artefacts that keep the files
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A row of the table `intake`; `storage/migrations/0005_gate.sql` describes the columns."""
+
+    out: str
+    sha256: str
+    file: str
+    run_id: str
+    status: str
+    reason: str | None
+    taken_at: datetime
+
+
+class Intake:
+    """The files that were taken for the model in `out`, in the record and in the store."""
+
+    def __init__(self, home: Home, out: str):
+        self.home, self.out = home, str(Path(out).resolve())
+        self.recorder = Recorder(home.database.path, home.store)
+        self.recorder.catch_up()
+
+    def rows(self) -> dict[str, Taken]:
+        """All files that were ever taken, by content hash, the oldest first."""
+        rows = self.home.database.query("SELECT * EXCLUDE (part) FROM intake WHERE out = ? ORDER BY taken_at, file", [self.out])
+        return {row["sha256"]: Taken(**row) for row in rows}
+
+    def take(self, file: str, sha256: str) -> Taken:
+        """A file that is to be edited in by a run of its own, not yet recorded."""
+        return Taken(self.out, sha256, file, str(uuid.uuid4()), "running", None, datetime.now(UTC).replace(tzinfo=None))
+
+    def note(self, taken: Taken, status: str, reason: str | None = None) -> Taken:
+        """Records what became of a file."""
+        taken = replace(taken, status=status, reason=reason)
+        row: dict[str, Any] = {**vars(taken), "taken_at": taken.taken_at.replace(tzinfo=UTC)}
+        group = f"intake-{hashlib.sha256(self.out.encode()).hexdigest()[:12]}"
+        attempt = next_attempt(self.home.store, group, taken.sha256)
+        self.recorder.record(f"{group}/{taken.sha256}-{attempt}", {"intake": [row]})
+        return taken
+
+    def keep(self, file: str, content: bytes) -> str:
+        """Puts a file into the store, where nobody changes it any more. Returns its hash."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        meaning = {"sha256": sha256, "name": Path(file).name}
+        with self.home.store.writing(KIND, artifact_key(KIND, meaning), meaning) as folder:
+            (folder / Path(file).name).write_bytes(content)
+        return sha256
+
+    def kept(self, taken: Taken) -> Path:
+        """Where a file that was taken lies. Raises ArtifactMissing, ArtifactDamaged."""
+        name = Path(taken.file).name
+        return self.home.store.get(KIND, artifact_key(KIND, {"sha256": taken.sha256, "name": name})) / name
+
+
+def settled_files(inbox: str, quiet: float) -> Iterator[tuple[str, bytes]]:
+    """The files of a folder or bucket in the order of their names, with their content.
+
+    A file that was changed in the last `quiet` seconds, or while it was read, is left for the next time, as are hidden files and
+    those whose names say that they are not finished.
+
+    Args:
+        inbox: a folder or an fsspec URL such as `s3://bucket/inbox`; folders in it are not looked into.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    fs, root = fsspec.core.url_to_fs(inbox)
+    fs.invalidate_cache()
+    if not fs.isdir(root):
+        raise InputError("no such folder", place=f"inbox {inbox}", fix="make it, or name the folder or bucket that new files come to")
+    for path in sorted(entry["name"] for entry in fs.ls(root, detail=True) if entry["type"] == "file"):
+        name = path.rsplit("/", 1)[-1]
+        if name.startswith(".") or name.endswith(UNFINISHED) or not _quiet(fs, path, quiet):
+            continue
+        before = fs.modified(path), fs.size(path)
+        content = fs.cat_file(path)
+        fs.invalidate_cache()
+        if (fs.modified(path), len(content)) == before:
+            yield fs.unstrip_protocol(path) if "://" in inbox else path, content
+
+
+def _quiet(fs: fsspec.AbstractFileSystem, path: str, seconds: float) -> bool:
+    changed = fs.modified(path)
+    changed = changed if changed.tzinfo else changed.replace(tzinfo=UTC)
+    return (datetime.now(UTC) - changed).total_seconds() >= seconds

@@ -1,0 +1,174 @@
+"""The nightly edit: every new file of an inbox becomes one edit of the last published version, so that nights add up.
+
+What becomes of a file is in the table `intake`. A night that was cut short goes on the next time: a file is noted as *running*, with the
+id of its run, before its run begins, and that run is then gone on with (`flows.rerun`), which does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import State, flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.edit import Count, edit
+from flows.home import database_of
+from flows.intake import Intake, Taken, settled_files
+from flows.job import MARKER
+from flows.limits import NIGHTLY, Held, Limits
+from flows.lock import holding
+from flows.publish import is_published
+from flows.rerun import CONTINUES, Continuation, continuing, with_base
+from flows.versions import Home, checkout
+from metake.errors import InputError
+
+AGAIN = ("running", "failed")  # files in these states are taken up again
+OWN = ("inbox", "quiet", "retry_held")  # parameters that are not those of an edit
+
+
+@flow(name="nightly-edit", log_prints=False, persist_result=False)
+def nightly_edit(
+    inbox: str,
+    model: str | None = None,
+    out: str = "current",
+    method: Literal["metake", "iterated", "alphaedit", "alphaedit_blue", "memit", "memit_blue", "rect", "prune", "rome", "ft"] = "metake",
+    mode: Literal["sequential", "simultaneous"] = "sequential",
+    batch_size: Count = 100,
+    layout: str = "auto",
+    layers: list[int] | None = None,
+    tokens: Count | None = None,
+    corpus: str | None = None,
+    heldout: str | None = None,
+    seed: int = 0,
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    device: str = "cpu",
+    on_bad_row: Literal["stop", "quarantine"] = "stop",
+    limits: Limits = NIGHTLY,
+    settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
+    quiet: Annotated[float, Field(ge=0)] = 5.0,
+    retry_held: bool = False,
+    home: str = ".metake",
+) -> State[dict[str, Any]]:
+    """Writes every new file of an inbox into the last published version, one edit per file, each behind the quality gate.
+
+    Args:
+        inbox: Folder, or fsspec URL such as s3://bucket/inbox, that new files of edit requests come to. Each is taken once, by content.
+        model: Folder or hub id of the model that the first night starts from. Empty: the bundled one.
+        out: Folder of the model that the nights add up in. It is replaced whenever a version passes the gate.
+        method: How targets are learned and written.
+        mode: sequential: each batch is learned on the model the last one left. simultaneous: all on one model, then one joint write.
+        batch_size: Requests that are learned and written together.
+        layout: How the requests are laid out; auto recognises it.
+        layers: Layers to edit, ascending. Empty: the model's preset.
+        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
+        corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
+        heldout: Text for perplexity. Empty: the bundled text.
+        seed: Seed of whatever is random.
+        dtype: Precision to compute in.
+        device: cpu, cuda or cuda:0.
+        on_bad_row: stop: a file with a bad row is refused. quarantine: bad rows are set aside and the rest is written.
+        limits: Quality gate of each file, in per cent. A version that breaks a limit is recorded and not published.
+        settings: Any other hyper-parameter, by name.
+        quiet: A file that was changed in the last so many seconds is left for the next night.
+        retry_held: Also try the files again whose versions were held back.
+        home: Folder of the artefacts and the database.
+    """
+    shared = {name: value for name, value in flow_run.parameters.items() if name not in OWN} | {"wait": True}
+    with holding(database_of(home).parent / "nightly", f"nightly-edit {flow_run.id}"):
+        night = Night(Home(home), shared)
+        done = [night.edit(taken) for taken in night.files(inbox, quiet, retry_held)]
+    return _conclusion(done)
+
+
+class Night:
+    """One night: the record, and the arguments that every edit of it has."""
+
+    def __init__(self, home: Home, shared: dict[str, Any]):
+        self.home, self.shared, self.out = home, shared, Path(shared["out"])
+        self.intake = Intake(home, shared["out"])
+
+    def files(self, inbox: str, quiet: float, retry_held: bool) -> Iterator[Taken]:
+        """What there is to do: first what an earlier night began and did not end, then what is new, by name."""
+        known = self.intake.rows()
+        yield from [taken for taken in known.values() if taken.status in AGAIN]
+        for file, content in settled_files(inbox, quiet):
+            sha256 = self.intake.keep(file, content)
+            before = known.get(sha256)
+            if before is None or (retry_held and before.status == "held"):
+                known[sha256] = self.intake.note(self.intake.take(before.file if before else file, sha256), "running")
+                yield known[sha256]
+
+    def edit(self, taken: Taken) -> Taken:
+        """Edits one file in, or goes on with its edit, and notes what became of it."""
+        get_run_logger().info(f"{taken.file}: run {taken.run_id}")
+        source, token = self.intake.kept(taken), None
+        try:
+            taken = self._current(taken)
+            arguments, run = self._run(taken, source)
+            token = CONTINUES.set(run)
+            edit(**arguments)
+        except Held as held:
+            return self.intake.note(taken, "held", "; ".join(held.broken))
+        except InputError as error:  # of the file, or of something that would stop any file
+            return self.intake.note(taken, "refused" if (error.place or "").startswith(str(source)) else "failed", str(error))
+        except Exception as error:
+            return self.intake.note(taken, "failed", f"{type(error).__name__}: {error}")
+        finally:
+            if token:
+                CONTINUES.reset(token)
+        return self.intake.note(taken, "published")
+
+    def _current(self, taken: Taken) -> Taken:
+        """The file, with a run that builds on what is published now.
+
+        A run that began on what is no longer the last version would, gone on with, take back what was published since: the file then
+        gets a new one.
+        """
+        self._restore()
+        begun = self.home.database.query("SELECT model FROM runs WHERE run_id = ? AND model IS NOT NULL", [taken.run_id]).rows
+        marker = self.out / MARKER
+        published = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+        if not begun or published is None or published.get("run") == taken.run_id or is_published(self.out, begun[0][0]):
+            return taken
+        return self.intake.note(replace(taken, run_id=str(uuid.uuid4())), "running")
+
+    def _run(self, taken: Taken, source: Path) -> tuple[dict[str, Any], Continuation]:
+        """The arguments of the file's edit: those of its run where it has begun, else on the last published version."""
+        if self.home.database.query("SELECT 1 FROM runs WHERE run_id = ? AND model IS NOT NULL", [taken.run_id]).rows:
+            arguments, run = continuing(self.home.database, taken.run_id)
+            return {**with_base(self.home, arguments, taken.run_id), "home": self.home.folder}, run
+        current = {"model": str(self.out)} if (self.out / MARKER).is_file() else {}
+        return {**self.shared, **current, "requests": str(source)}, Continuation(taken.run_id, None)
+
+    def _restore(self) -> None:
+        """Makes the last published version again where `out` is gone, as when it was being replaced in the moment of a kill."""
+        if (self.out / MARKER).is_file():
+            return
+        versions = self.home.database.query(
+            """SELECT version FROM intake JOIN runs USING (run_id)
+               WHERE intake.out = ? AND intake.status = 'published' ORDER BY finished_at DESC LIMIT 1""",
+            [self.intake.out],
+        ).rows
+        if versions:
+            checkout(self.home, versions[0][0], self.out)
+
+
+def _conclusion(done: list[Taken]) -> State[dict[str, Any]]:
+    """The night's table, and its state: failed where a file should have been edited in and could not be."""
+    counts = Counter(taken.status for taken in done)
+    message = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no new files"
+    if done:
+        rows = [{"file": t.file, "became": t.status, "run": t.run_id, "why": t.reason or ""} for t in done]
+        create_table_artifact(rows, key="night", description=message)
+    get_run_logger().info(message)
+    data = {"files": {taken.file: taken.status for taken in done}, "runs": {taken.file: taken.run_id for taken in done}}
+    return Failed(message=message, data=data) if counts["failed"] else Completed(message=message, data=data)
