@@ -52,6 +52,8 @@ def nightly_edit(
     dtype: Literal["float32", "bfloat16", "float64"] = "float32",
     device: str = "cpu",
     on_bad_row: Literal["stop", "quarantine"] = "stop",
+    workers: str | None = None,
+    patience: Count = 600,
     limits: Limits = NIGHTLY,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     quiet: Annotated[float, Field(ge=0)] = 5.0,
@@ -76,6 +78,8 @@ def nightly_edit(
         dtype: Precision to compute in.
         device: cpu, cuda or cuda:0.
         on_bad_row: stop: a file with a bad row is refused. quarantine: bad rows are set aside and the rest is written.
+        workers: Deployment whose workers do the edits: targets-shard/targets-shard. Empty: this process does all.
+        patience: Seconds to wait for a worker before the edit of a file fails.
         limits: Quality gate of each file, in per cent. A version that breaks a limit is recorded and not published.
         settings: Any other hyper-parameter, by name.
         quiet: A file that was changed in the last so many seconds is left for the next night.
