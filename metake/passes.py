@@ -212,9 +212,9 @@ class Segment:
         self.input, self.output = self.input[rows], self.output[rows]
         self._select(self._prefix, rows)
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Hidden states leaving layer ``last`` when ``hidden`` (B, S, d) enters layer ``first``."""
-        for layer in range(self.first, self.last + 1):
+    def __call__(self, hidden: Tensor, first: int | None = None) -> Tensor:
+        """Hidden states leaving layer ``last`` when ``hidden`` (B, S, d) enters layer ``first``: the segment's own, or one above it."""
+        for layer in range(self.first if first is None else first, self.last + 1):
             args, kwargs = self._calls[layer]
             hidden = first_tensor(self.lm.layers[layer](hidden, *args, **kwargs))
         return hidden
