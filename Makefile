@@ -1,12 +1,20 @@
-# make demo   edit 200 facts of the bundled model, and print what came of it
-# make test   run the test-suite
-# make lint   ruff and pyright
+# make demo     edit 200 facts of the bundled model, and print what came of it
+# make serve    a Prefect server, both work pools, all deployments and a worker for each pool, on this machine; Ctrl-C ends them
+# make deploy   work pools and deployments on the server at PREFECT_API_URL
+# make test     run the test-suite
+# make lint     ruff and pyright
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo serve deploy test lint
 demo: .venv/ready
 	$(BIN)/metake edit --limit 200 --out demo-out
+
+serve: .venv/ready
+	$(BIN)/python -m flows.serve
+
+deploy: .venv/ready
+	$(BIN)/python -m flows.serve --deploy-only
 
 test: .venv/ready
 	$(BIN)/pytest

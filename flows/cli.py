@@ -129,6 +129,12 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--dtype", choices=CHOICES["dtype"], default="float32")
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
     add("--evaluate", action=argparse.BooleanOptionalAction, default=True, help="measure before, at write and after (default: yes)")
+    add(
+        "--workers",
+        metavar="NAME",
+        help="deployment whose workers do the work, such as targets-shard/targets-shard (default: this process)",
+    )
+    add("--patience", type=int, default=600, metavar="SECONDS", help="how long to wait for a worker (default: 600)")
     add("--plan", metavar="FILE", help="run exactly what `metake plan --out-plan FILE` settled; no other option is needed")
     add("--memory", action="store_true", help="first print what the edit needs of memory, part by part")
     _add_saying(command)
@@ -188,17 +194,18 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
     """
     from flows.job import Job
     from flows.progress import REPORTER, for_terminal
+    from flows.runtime import PrefectServer, check_server, tune_allocator
 
     job = Job.make(**asked)
     found = job.check()
+    if url := os.environ.get("PREFECT_API_URL"):
+        check_server(url)
     if given.memory:
         from flows.inspect import memory_text
 
         print(memory_text(job))
     reporter = for_terminal(quiet=given.quiet)
     reporter.line(f"{len(found.requests)} requests read from {job.requests}; editing {job.model_name} with {job.method}")
-
-    from flows.runtime import PrefectServer, tune_allocator
 
     tune_allocator()
     server = PrefectServer(verbose=given.verbose)  # starts while torch is being imported

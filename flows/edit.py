@@ -1,27 +1,27 @@
 """The main flow: prepare → statistics → targets → write → evaluate → publish, each a Prefect task with a state of its own.
 
-Tasks hand references to artefacts to one another, never tensors. A task whose artefact was there already ends in the state *Cached*.
+`flows.course` lays out the stages between the first and the last; they are done in this process, or by workers (`flows.dispatch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from prefect import State, flow, get_client, get_run_logger, task
+from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Completed, Crashed
+from prefect.states import Crashed
 from pydantic import Field
 
-from flows import stages
+from flows import stages, tasks
+from flows.course import Slot, Step, course, of_moment
+from flows.dispatch import spread
 from flows.job import Job
 from flows.progress import REPORTER
 from flows.record import LOST
@@ -29,31 +29,6 @@ from flows.report import MOMENTS, figures, heading, markdown, model_card
 from flows.rerun import CONTINUES, Continuation
 from flows.workbench import Ref, Workbench
 from storage import next_attempt
-
-
-def stage(do: Callable[..., Ref], run_name: str) -> Callable[..., Ref]:
-    """A stage as a Prefect task: named after the function, its run after `run_name`, its state *Cached* where nothing had to be done."""
-
-    @task(name=do.__name__, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
-    @wraps(do)
-    def run(*args: Any, **kwargs: Any) -> State[Ref]:
-        ref = do(*args, **kwargs)
-        return Completed(name="Cached" if ref.cached else "Completed", message=f"{ref.kind} {ref.key[:12]}", data=ref)
-
-    @wraps(do)
-    def call(*args: Any, **kwargs: Any) -> Ref:
-        return run(*args, **kwargs, return_state=True).result()  # type: ignore[call-overload]
-
-    return call
-
-
-prepare = stage(stages.prepare, "prepare")
-statistics = stage(stages.statistics, "statistics")
-targets = stage(stages.targets, "targets {batch:04d}")
-write = stage(stages.write, "write {batch:04d}")
-evaluate = stage(stages.evaluate, "evaluate {moment} {batch:04d}")
-perplexity = stage(stages.perplexity, "perplexity {moment}")
-publish = stage(stages.publish, "publish")
 
 
 def run_name() -> str:
@@ -86,6 +61,8 @@ def edit(
     device: str = "cpu",
     on_bad_row: Literal["stop", "quarantine"] = "stop",
     evaluate: bool = True,
+    workers: str | None = None,
+    patience: Count = 600,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
 ) -> dict[str, Any]:
@@ -109,13 +86,15 @@ def edit(
         device: cpu, cuda or cuda:0.
         on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         evaluate: Measure before, at write and after.
+        workers: Deployment whose workers do all but checking and publishing: targets-shard/targets-shard. Empty: this process does all.
+        patience: Seconds to wait for a worker, or for a server that does not answer, before the run fails.
         settings: Any other hyper-parameter, by name.
         home: Folder of the artefacts and the database.
     """
     job, here = Job.make(**flow_run.parameters), str(flow_run.id)
     run = CONTINUES.get() or Continuation(here, None)
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
-    bench.record.attempt = next_attempt(bench.store, run.run_id, "started")
+    bench.record.attempt = next_attempt(bench.store, run.run_id)
     say = _saying(bench)
     facts = {
         "prefect_run_id": here,
@@ -128,67 +107,67 @@ def edit(
     }
     with bench.record.run(facts, seed) as row:
         _mark_crashed([*bench.record.lost, *([run.prefect_run_id] if run.prefect_run_id else [])])
-        prepare(bench, job.check())
+        tasks.prepare(bench, job.check())
         row.update(model=bench.plan.model["fingerprint"], settings=bench.plan.settings.to_dict())
         say(
             f"{len(bench.plan.requests)} requests in {len(bench.batches)} batches"
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
-        known = statistics(bench)
-        say(f"statistics: {_took(bench, 'statistics')}")
-        deltas, measured = _edit(bench, known, say)
-        result = _result(bench, measured)
-        version = publish(bench, known, deltas, model_card(result, bench.plan.settings.to_dict()))
+        steps = course(bench)
+        refs = spread(bench, steps, say) if job.workers else _here(bench, steps, say)
+        result = _result(bench, {moment: stages.metrics(bench, found) for moment in MOMENTS if (found := of_moment(refs, moment))})
+        deltas = [refs["write", b] for b in range(len(bench.batches))]
+        version = tasks.publish(bench, refs["statistics", None], deltas, model_card(result, bench.plan.settings.to_dict()))
         result["version"] = row["version"] = stages.version_of(bench.store.get(version.kind, version.key))
-        say(f"publish: {_took(bench, 'publish')}")
+        say(f"publish: {_took(bench, ('publish', None))}")
     if result["numbers"]:
         create_markdown_artifact(markdown(result), key="edit-result", description=heading(result))
     return result
 
 
-def _edit(bench: Workbench, known: Ref, say: Callable[[str], None]) -> tuple[list[Ref], dict[str, list[dict[str, Any]]]]:
-    """Learns and writes every batch, measuring at the three moments. Returns the deltas in order and the metric rows of each moment."""
-    order, measure = range(len(bench.batches)), bench.job.evaluate
-    refs: dict[str, list[Ref]] = {moment: [] for moment in MOMENTS}
-    if measure:
-        refs["before"] = [perplexity(bench, known, "before"), *(evaluate(bench, known, "before", b) for b in order)]
-        say(f"before: {_took(bench, 'perplexity_before', *(f'evaluate_before {b}' for b in order))}")
-    deltas: list[Ref] = []
+def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], None]) -> dict[Slot, Ref]:
+    """Does every step in this process, and says one line per batch."""
+    order = range(len(bench.batches))
+    refs: dict[Slot, Ref] = {}
+
+    def do(*slots: Slot) -> list[Slot]:
+        """Does those that are steps of this run, and returns them."""
+        ours = [slot for slot in slots if slot in steps]
+        for slot in ours:
+            refs[slot] = steps[slot].do(bench, tasks)
+        return ours
+
+    say(f"statistics: {_took(bench, *do(('statistics', None)))}")
+    if done := do(("perplexity_before", None), *(("evaluate_before", b) for b in order)):
+        say(f"before: {_took(bench, *done)}")
     if bench.job.mode == "simultaneous":
-        learned = []
         for b in order:
-            learned.append(targets(bench, known, b))
-            say(f"batch {b + 1} of {len(order)}: targets {_took(bench, f'targets {b}')}")
-        deltas = [write(bench, known, b, learned) for b in order]
-        say(f"joint write: {_took(bench, *(f'write {b}' for b in order))}")
-    for b in order:
-        if bench.job.mode == "sequential":
-            deltas.append(write(bench, known, b, [targets(bench, known, b, deltas)], deltas))
-        if measure:
-            refs["at_write"].append(evaluate(bench, known, "at_write", b, deltas))
-        if bench.job.mode == "sequential":
-            say(_batch_line(bench, b, refs["at_write"]))
-    if measure:
-        refs["after"] = [*(evaluate(bench, known, "after", b, deltas) for b in order), perplexity(bench, known, "after", deltas)]
-        say(f"after: {_took(bench, 'perplexity_after', *(f'evaluate_after {b}' for b in order))}")
-    return deltas, {moment: stages.metrics(bench, found) for moment, found in refs.items() if found}
+            say(f"batch {b + 1} of {len(order)}: targets {_took(bench, *do(('targets', b)))}")
+        say(f"joint write: {_took(bench, *do(*(('write', b) for b in order)))}")
+        do(*(("evaluate_at_write", b) for b in order))
+    else:
+        for b in order:
+            done = do(("targets", b), ("write", b), ("evaluate_at_write", b))
+            say(
+                f"batch {b + 1} of {len(order)}: "
+                + ", ".join(f"{slot[0].replace('_', ' ')} {_took(bench, slot)}" for slot in done)
+                + _hold(bench, refs, b)
+            )
+    if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None)):
+        say(f"after: {_took(bench, *done)}")
+    return refs
 
 
-def _batch_line(bench: Workbench, b: int, at_write: Sequence[Ref]) -> str:
-    times = ", ".join(
-        f"{name.replace('_', ' ')} {_took(bench, f'{name} {b}')}"
-        for name in ("targets", "write", "evaluate_at_write")
-        if f"{name} {b}" in bench.seconds
-    )
-    line = f"batch {b + 1} of {len(bench.batches)}: {times}"
-    rows = stages.metrics(bench, at_write[-1:])
+def _hold(bench: Workbench, refs: Mapping[Slot, Ref], b: int) -> str:
+    """How many of a batch's facts hold, where that was measured."""
+    rows = stages.metrics(bench, [refs["evaluate_at_write", b]] if ("evaluate_at_write", b) in refs else [])
     success = [row["value"] for row in rows if row["name"] == "efficacy_success"]
-    return f"{line}; {100 * sum(success) / len(success):.0f} % of its facts hold" if success else line
+    return f"; {100 * sum(success) / len(success):.0f} % of its facts hold" if success else ""
 
 
-def _took(bench: Workbench, *names: str) -> str:
+def _took(bench: Workbench, *slots: Slot) -> str:
     """Time of stages that were done, or that nothing had to be."""
-    times = [seconds for name in names if (seconds := bench.seconds[name]) is not None]
+    times = [seconds for slot in slots if (seconds := bench.seconds[slot]) is not None]
     return f"{sum(times):.1f} s" if times else "cached"
 
 

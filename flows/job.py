@@ -46,6 +46,8 @@ class Job:
     device: str = "cpu"
     on_bad_row: str = "stop"
     evaluate: bool = True
+    workers: str | None = None
+    patience: int = 600
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -71,7 +73,7 @@ class Job:
         for name, allowed in CHOICES.items():
             if getattr(job, name) not in allowed:
                 raise InputError(f"'{getattr(job, name)}' is not known", place=_option(name), fix=f"use one of {', '.join(allowed)}")
-        for name in ("batch_size", "limit", "tokens"):
+        for name in ("batch_size", "limit", "tokens", "patience"):
             if (value := getattr(job, name)) is not None and value < 1:
                 raise InputError(f"{value} is too small", place=_option(name), fix="give a whole number from 1 on")
         return job

@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import stages
+from flows.course import Step, course
 from flows.environment import peak_memory
 from flows.job import Job, files_digest
 from flows.workbench import Plan, Ref, Workbench, code_digest
 from metake.corpus import corpus_fingerprint, read_corpus
 from metake.errors import InputError
 from metake.requests import Request, RequestSet
-from storage import Database, artifact_key
+from storage import Database
 from storage.errors import DatabaseMissing
 
 if TYPE_CHECKING:
@@ -32,19 +33,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SAMPLE = 20_000  # tokens of text for the gates where the statistics are not there yet
-
-
-class Rehearsal(Workbench):
-    """A workbench on which nothing is made: every stage only says which artefact it would make, and whether that is there."""
-
-    def __init__(self, job: Job):
-        super().__init__(job, run_id="plan", name="plan")
-        self.found: dict[str, list[bool]] = {}
-
-    def make(self, stage: str, kind: str, meaning: Mapping[str, Any], build: Callable[..., None], **_: Any) -> Ref:
-        key = artifact_key(kind, meaning)
-        self.found.setdefault(stage, []).append(self.store.has(kind, key))
-        return Ref(kind, key, self.found[stage][-1])
 
 
 @dataclass(frozen=True)
@@ -84,14 +72,14 @@ def make_plan(job: Job) -> dict[str, Any]:
         InputError: no row is good, or a path, option or setting is wrong.
     """
     job = replace(job, on_bad_row="quarantine")
-    bench, read = Rehearsal(job), job.check()
+    bench, read = Workbench(job, run_id="plan", name="plan"), job.check()
     facts = stages.plan_facts(bench, read)
     bench.plan = Plan.read(facts)
-    known = stages.statistics(bench)
-    _rehearse(bench, known)
+    steps = course(bench)
+    known, there = steps["statistics", None].ref, _there(bench, steps.values())
     clock = time.perf_counter()
-    statistics, tokens = _statistics(bench, known)
-    collecting = 0.0 if known.cached else (time.perf_counter() - clock) * _tokens_to_read(bench) / tokens
+    statistics, tokens = _statistics(bench, known if all(there["statistics"]) else None)
+    collecting = 0.0 if all(there["statistics"]) else (time.perf_counter() - clock) * _tokens_to_read(bench) / tokens
     gates, seconds = _gates(bench, statistics)
     believed, asking = _believed(bench)
     return {
@@ -106,37 +94,26 @@ def make_plan(job: Job) -> dict[str, Any]:
         "gates": [_gate_facts(gate) for gate in gates],
         "gate_tokens": tokens,
         "batches": [len(batch) for batch in bench.batches],
-        "cached": {stage: [sum(found), len(found)] for stage, found in bench.found.items()},
-        "seconds": _estimate(bench, collecting, seconds, asking),
+        "cached": {stage: [sum(found), len(found)] for stage, found in there.items()},
+        "seconds": _estimate(bench, there, collecting, seconds, asking),
         "peak_memory_bytes": peak_memory(),
     }
 
 
-def _rehearse(bench: Rehearsal, known: Ref) -> None:
-    """Walks through the stages of the run, so that `bench.found` says what is there already."""
-    order, deltas = range(len(bench.batches)), []
-    if bench.job.evaluate:
-        for b in order:
-            stages.evaluate(bench, known, "before", b)
-    if bench.job.mode == "simultaneous":
-        learned = [stages.targets(bench, known, b) for b in order]
-        deltas = [stages.write(bench, known, b, learned) for b in order]
-    for b in order:
-        if bench.job.mode == "sequential":
-            deltas.append(stages.write(bench, known, b, [stages.targets(bench, known, b, deltas)], deltas))
-        if bench.job.evaluate:
-            stages.evaluate(bench, known, "at_write", b, deltas)
-    if bench.job.evaluate:
-        for b in order:
-            stages.evaluate(bench, known, "after", b, deltas)
+def _there(bench: Workbench, steps: Iterable[Step]) -> dict[str, list[bool]]:
+    """For each stage of the run, whether what each of its steps makes is there already."""
+    found: dict[str, list[bool]] = {}
+    for step in steps:
+        found.setdefault(step.slot[0], []).append(bench.store.has(step.ref.kind, step.ref.key))
+    return found
 
 
-def _statistics(bench: Rehearsal, known: Ref) -> tuple[Statistics, int]:
+def _statistics(bench: Workbench, known: Ref | None) -> tuple[Statistics, int]:
     """The run's own statistics where they are there, else those of a sample of the text; and the tokens they rest on."""
     from metake.statistics import Statistics, collect_statistics
 
     s = bench.plan.settings
-    if known.cached:
+    if known:
         found = Statistics.load(bench.store.get(known.kind, known.key))
         return found, found.tokens
     length, tokens = min(s.length, bench.plan.model["context_length"]), min(SAMPLE, s.statistics_tokens or SAMPLE)
@@ -144,7 +121,7 @@ def _statistics(bench: Rehearsal, known: Ref) -> tuple[Statistics, int]:
     return found, found.tokens
 
 
-def _tokens_to_read(bench: Rehearsal) -> int:
+def _tokens_to_read(bench: Workbench) -> int:
     """How many the statistics will rest on; where they end when they have converged, a guess: eight shards."""
     from metake.sums import shard_size
 
@@ -153,7 +130,7 @@ def _tokens_to_read(bench: Rehearsal) -> int:
 
 
 # -- what will be hard ---------------------------------------------------------------------------------------------------------------
-def _gates(bench: Rehearsal, statistics: Statistics) -> tuple[list[Gate], dict[str, float]]:
+def _gates(bench: Workbench, statistics: Statistics) -> tuple[list[Gate], dict[str, float]]:
     """The gate of each request, and the seconds that one batch's keys and one look at its loss take."""
     from metake.editor import Editor
     from metake.targets import Problem
@@ -212,7 +189,7 @@ def _gate_facts(gate: Gate) -> dict[str, Any]:
 
 
 # -- what is known already -----------------------------------------------------------------------------------------------------------
-def _believed(bench: Rehearsal) -> tuple[list[dict[str, Any]], float]:
+def _believed(bench: Workbench) -> tuple[list[dict[str, Any]], float]:
     """Requests whose new answer the model gives already, and the seconds that asking took, per prompt."""
     from metake.evaluation.answers import ask
 
@@ -223,7 +200,7 @@ def _believed(bench: Rehearsal) -> tuple[list[dict[str, Any]], float]:
     return [{"request_id": r.content_id, "id": r.id, "prompt": r.prompt, "target_new": r.target_new} for r in known], seconds
 
 
-def _written(bench: Rehearsal) -> list[dict[str, Any]]:
+def _written(bench: Workbench) -> list[dict[str, Any]]:
     """Requests about facts that were written on the way to this model: the same again, or another answer."""
     try:
         rows = Database(bench.database).query(
@@ -240,9 +217,11 @@ def _written(bench: Rehearsal) -> list[dict[str, Any]]:
 
 
 # -- what it will take ---------------------------------------------------------------------------------------------------------------
-def _estimate(bench: Rehearsal, collecting: float, seconds: Mapping[str, float], asking: float) -> dict[str, float]:
+def _estimate(
+    bench: Workbench, there: Mapping[str, Sequence[bool]], collecting: float, seconds: Mapping[str, float], asking: float
+) -> dict[str, float]:
     """Seconds of each stage, from one measured step; stages that are there already take none."""
-    s, left = bench.plan.settings, {stage: len(found) - sum(found) for stage, found in bench.found.items()}
+    s, left = bench.plan.settings, {stage: len(found) - sum(found) for stage, found in there.items()}
     prompts = sum(1 + len(r.rephrases) + len(r.neighbours) for r in bench.plan.requests) / len(bench.batches)
     moments = sum(left.get(f"evaluate_{moment}", 0) for moment in ("before", "at_write", "after"))
     return {

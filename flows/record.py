@@ -24,13 +24,14 @@ class RunRecord:
     """Writes parts as the run goes on and commits them.
 
     Args:
+        database: where they are committed to; None on a worker, whose parts the coordinator commits.
         run_id: the run's name in the record; Prefect's own id of the flow run.
         attempt: the how-manieth start of this run it is, from 1.
     """
 
-    def __init__(self, store: ArtifactStore, database: Path, run_id: str, attempt: int):
+    def __init__(self, store: ArtifactStore, database: Path | None, run_id: str, attempt: int):
         self.store, self.run_id, self.attempt = store, run_id, attempt
-        self.recorder = Recorder(database, store)
+        self.committing = None if database is None else Recorder(database, store)
         self.lost: list[str] = []  # runs that were found to be over when this one began
         self._parts: list[str] = []  # written, not yet committed
         self._committed = time.monotonic()
@@ -38,9 +39,15 @@ class RunRecord:
     def write(self, slot: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], *, now: bool = False) -> None:
         """Writes rows as a part, and commits what has gathered: `now`, or once in a while."""
         self._parts.append(write_part(self.store, f"{self.run_id}/{slot}-{self.attempt}", rows))
-        if now or time.monotonic() - self._committed > COMMIT_EVERY:
-            self.recorder.commit(self._parts)
+        if self.committing and (now or time.monotonic() - self._committed > COMMIT_EVERY):
+            self.committing.commit(self._parts)
             self._parts, self._committed = [], time.monotonic()
+
+    @property
+    def recorder(self) -> Recorder:
+        """What commits parts; only a coordinator has it."""
+        assert self.committing, "a worker never opens the database"
+        return self.committing
 
     @contextmanager
     def run(self, facts: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:

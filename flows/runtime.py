@@ -10,6 +10,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
+
+from metake.errors import InputError
 
 #: What a command on a terminal wants of Prefect: its own lines instead of Prefect's, which still reach Prefect's record.
 CLIENT = {
@@ -32,6 +35,28 @@ def tune_allocator() -> bool:
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 64 << 20)])
+
+
+def check_server(url: str) -> None:
+    """Looks whether a Prefect server that this release can talk to answers.
+
+    Raises:
+        InputError: nothing answers, something else than Prefect does, or a Prefect of another major version.
+    """
+    import httpx
+
+    place = "PREFECT_API_URL"
+    try:
+        answer = httpx.get(url.rstrip("/") + "/admin/version", timeout=10)
+        server = str(answer.raise_for_status().json())
+    except httpx.TransportError as error:
+        fix = "start it with `prefect server start`, or unset the variable: a short-lived server of our own is then used"
+        raise InputError(f"nothing answers at {url} ({error or type(error).__name__})", place=place, fix=fix) from error
+    except (httpx.HTTPStatusError, ValueError) as error:
+        raise InputError(f"what answers at {url} is not Prefect's API", place=place, fix="it ends with /api as a rule") from error
+    ours = metadata.version("prefect")
+    if server.split(".")[0] != ours.split(".")[0]:
+        raise InputError(f"the server at {url} is Prefect {server}, this is {ours}", place=place, fix="use the same major version on both")
 
 
 class PrefectServer:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.job import files_digest
 from flows.publish import is_published, publish_model
@@ -19,6 +19,9 @@ from flows.record import Rows
 from flows.workbench import Plan, Ref, Workbench, code_digest, request_fields
 from metake.corpus import corpus_fingerprint, read_corpus
 from metake.requests import RequestSet
+
+if TYPE_CHECKING:
+    from metake.model import LanguageModel
 
 STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
 
@@ -41,7 +44,7 @@ def prepare(bench: Workbench, found: RequestSet) -> Ref:
         _write_json(folder / "plan.json", plan_facts(bench, found))
 
     ref = bench.make("prepare", "plan", meaning, build, rows=lambda folder: plan_rows(bench, Plan.read(_read_json(folder / "plan.json"))))
-    bench.plan = Plan.read(_read_json(bench.store.get(ref.kind, ref.key) / "plan.json"))
+    bench.plan, bench.plan_key = Plan.load(bench.store, ref.key), ref.key
     return ref
 
 
@@ -55,16 +58,21 @@ def plan_facts(bench: Workbench, found: RequestSet) -> dict[str, Any]:
     room = lm.context_length - max(len(prompt_ids(lm.tokenizer, text)) for text in CONTEXTS)  # learning puts these before a prompt
     checked = check_tokens(found, lm.tokenizer, room, on_bad_row=job.on_bad_row)  # type: ignore[arg-type]
     return {
-        "model": {
-            "fingerprint": lm.fingerprint,
-            "parameters": sum(p.numel() for p in lm.hf.parameters()),
-            "dtype": str(lm.stored_dtype).removeprefix("torch."),
-            "context_length": lm.context_length,
-        },
+        "model": model_facts(lm),
         "settings": settings.to_dict(),
         "requests": [request_fields(r) for r in checked.requests],
         "places": list(checked.places),
         "rejected": [asdict(r) for r in checked.rejected],
+    }
+
+
+def model_facts(lm: LanguageModel) -> dict[str, Any]:
+    """What later stages need to know of a model that they may not have to load."""
+    return {
+        "fingerprint": lm.fingerprint,
+        "parameters": sum(p.numel() for p in lm.hf.parameters()),
+        "dtype": str(lm.stored_dtype).removeprefix("torch."),
+        "context_length": lm.context_length,
     }
 
 
@@ -148,9 +156,9 @@ def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref]
         "seed": bench.job.seed,
         "statistics": statistics.key,
         "settings": bench.plan.settings.to_dict(),
-        "deltas": [delta.key for delta in deltas],
+        "deltas": digest_of([delta.key for delta in deltas]),
         "requests": [r.content_id for r in requests],
-        "together_with": [r.content_id for r in others],
+        "together_with": digest_of([r.content_id for r in others]),
         "code": code_digest(),
     }
 
@@ -276,7 +284,13 @@ def metrics(bench: Workbench, refs: Iterable[Ref]) -> list[dict[str, Any]]:
 
 def _state(bench: Workbench, deltas: Sequence[Ref]) -> dict[str, Any]:
     """What decides the answers of the model that `deltas` left."""
-    return {"model": bench.plan.model["fingerprint"], "dtype": bench.job.dtype, "deltas": [d.key for d in deltas], "code": code_digest()}
+    written = digest_of([d.key for d in deltas])
+    return {"model": bench.plan.model["fingerprint"], "dtype": bench.job.dtype, "deltas": written, "code": code_digest()}
+
+
+def digest_of(names: Sequence[str]) -> str | None:
+    """One name for many, None for none: a meaning that listed them would make the manifests of n batches n² long."""
+    return _digest(list(names)) if names else None
 
 
 def _metric_rows(moment: str):

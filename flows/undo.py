@@ -278,9 +278,9 @@ class Replay:
         others = [r.content_id for i, b in enumerate(bench.batches) if i != number for r in b] if bench.job.mode == "simultaneous" else []
         now = {
             "model": bench.plan.model["fingerprint"],
-            "deltas": [d.key for d in deltas],
+            "deltas": stages.digest_of([d.key for d in deltas]),
             "requests": list(batch.requests),
-            "together_with": others,
+            "together_with": stages.digest_of(others),
         }
         if now == {name: learned[name] for name in now}:
             return bench.make("targets", "targets", learned, _lost(batch.origin), batch=number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -46,6 +47,11 @@ class Plan:
     places: tuple[str, ...]
 
     @classmethod
+    def load(cls, store: ArtifactStore, key: str) -> Plan:
+        """From the store. Raises ArtifactMissing, ArtifactDamaged."""
+        return cls.read(json.loads((store.get("plan", key) / "plan.json").read_text(encoding="utf-8")))
+
+    @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Plan:
         """From the JSON that `prepare` wrote."""
         settings = Settings(**{**facts["settings"], "layers": tuple(facts["settings"]["layers"])})
@@ -57,13 +63,15 @@ class Workbench:
 
     Attributes:
         plan: what `prepare` found out; every later stage builds on it.
-
+        plan_key: key of its artefact.
         force: first words of stages that are done again although their artefacts are there.
+        worker: whether another process, the coordinator, commits what this one records.
 
     `run_id` and `attempt` are as `RunRecord` takes them.
     """
 
     plan: Plan
+    plan_key: str
 
     def __init__(
         self,
@@ -74,13 +82,15 @@ class Workbench:
         attempt: int = 1,
         reporter: Reporter | None = None,
         force: Collection[str] = (),
+        worker: bool = False,
     ):
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
+        self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
         self.store = ArtifactStore(os.path.join(job.home, "artifacts"))
         self.database = Path(job.home) / "metake.duckdb"
-        self.record = RunRecord(self.store, self.database, run_id, attempt)
-        self.seconds: dict[str, float | None] = {}  # of each stage that was done; None: it was cached
+        self.record = RunRecord(self.store, None if worker else self.database, run_id, attempt)
+        self.seconds: dict[tuple[str, int | None], float | None] = {}  # of each stage and batch that was done; None: it was cached
         self._editor: Editor | None = None
         self._made: set[str] = set()  # keys of artefacts that another stage of this run made by the way
         self._again: set[str] = set()  # keys of artefacts that were made again by force
@@ -106,7 +116,7 @@ class Workbench:
             current: whether what the artefact stands for outside the store is there too.
         """
         key, clock = artifact_key(kind, meaning), time.perf_counter()
-        with self.record.stage(stage, batch, {"artifact": key, "device": self.job.device}) as record:
+        with self.record.stage(stage, batch, {"artifact": key, "device": self.device}) as record:
             again = stage.partition("_")[0] in self.force and key not in self._again
             folder = None if again else self._intact(kind, key)
             cached = folder is not None and current(folder) and key not in self._made
@@ -121,7 +131,7 @@ class Workbench:
             record.update(rows(folder))
             record["artifacts"] = [{**self.store.describe(kind, key), "run_id": self.run_id}]
             record["stages"] = [{"status": "cached" if cached else "completed"}]
-        self.seconds[stage if batch is None else f"{stage} {batch}"] = None if cached else time.perf_counter() - clock
+        self.seconds[stage, batch] = None if cached else time.perf_counter() - clock
         return Ref(kind, key, cached)
 
     def put(self, kind: str, meaning: Mapping[str, Any], build: Callable[[Path], None]) -> None:
@@ -155,11 +165,11 @@ class Workbench:
 
         from metake.model import load_model
 
-        _check_device(self.job.device)
+        _check_device(self.device)
         logging.disable_progress_bar()  # loading and saving have their own, on no terminal even
         hub_logging.set_verbosity_error()  # a hub that cannot be reached is one error in the end, not one per attempt
         torch.manual_seed(self.job.seed)
-        return load_model(self.job.model, dtype=self.job.dtype, device=self.job.device)
+        return load_model(self.job.model, dtype=self.job.dtype, device=self.device)
 
     def editor(self, statistics: Ref, deltas: Sequence[Ref]) -> Editor:
         """The editor with these deltas written and no others."""
@@ -206,6 +216,18 @@ def code_digest(*modules: str) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over all our own source: processes that share a run must name things alike."""
+    import metake.errors
+
+    root = Path(metake.errors.__file__).parent.parent
+    digest = hashlib.sha256(code_digest().encode())
+    for file in sorted(file for package in ("flows", "storage") for file in (root / package).rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -11,17 +11,20 @@ The parts are the truth; `rebuild` makes the database again from them. This pack
 from storage.artifacts import ArtifactStore, artifact_key
 from storage.database import Database, Table, export
 from storage.errors import StorageError
+from storage.heartbeat import Heartbeat, last_beat
 from storage.parts import next_attempt, part_names, write_part
 from storage.recorder import Recorder, rebuild
 
 __all__ = [
     "ArtifactStore",
     "Database",
+    "Heartbeat",
     "Recorder",
     "StorageError",
     "Table",
     "artifact_key",
     "export",
+    "last_beat",
     "next_attempt",
     "part_names",
     "rebuild",

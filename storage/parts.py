@@ -98,10 +98,10 @@ def part_names(store: ArtifactStore, run_id: str | None = None) -> list[str]:
     return [path.removeprefix(f"{PARTS}/") for path in store.folders.paths(prefix)]
 
 
-def next_attempt(store: ArtifactStore, run_id: str, slot: str) -> int:
-    """The first attempt number, from 1, that no part of this slot (`<stage>-<batch>`) has."""
+def next_attempt(store: ArtifactStore, run_id: str, slot: str | None = None) -> int:
+    """The first attempt number, from 1, that no part of this slot (`<stage>-<batch>`) has, or no part of the run at all."""
     taken = [_parsed(name) for name in part_names(store, run_id)]
-    return 1 + max((attempt for _, other, attempt in taken if other == slot), default=0)
+    return 1 + max((attempt for _, other, attempt in taken if slot in (None, other)), default=0)
 
 
 def _parsed(name: str) -> tuple[str, str, int]:

@@ -1,0 +1,27 @@
+"""`metake rerun` as a flow, for a schedule or the UI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow
+
+from flows.edit import edit
+from flows.rerun import CONTINUES, continuing
+from storage import Database
+
+
+@flow(name="rerun", log_prints=False, persist_result=False)
+def rerun(run: str, first: Literal["evaluate", "publish"] | None = None, home: str = ".metake") -> dict[str, Any]:
+    """Goes on with a run that failed, was stopped or was killed, under its own id; or does a stage of it again.
+
+    Args:
+        run: Name of the run, or the beginning of its id or of the version it made.
+        first: Stage to do again in any case, with those after it. Empty: only what is missing.
+        home: Folder or URL of the artefacts.
+    """
+    arguments, continued = continuing(Database(Path(home) / "metake.duckdb"), run, first)
+    CONTINUES.set(continued)
+    result: Any = edit(**{**arguments, "home": home})
+    return result

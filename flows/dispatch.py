@@ -1,0 +1,314 @@
+"""The coordinator's side of a run that workers do: what goes to whom, in which order, and what happens when one is lost.
+
+Workers are told what to do by runs of a Prefect deployment (`flows.shard`), and everything else goes through the store. Whether a
+stage is done is seen there, not in Prefect's states: those of a worker that was killed, or of a server that was, may never change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled, Cancelling, Crashed
+
+from flows import tasks
+from flows.course import Slot, Step
+from flows.inputs import ship
+from flows.shard import REFUSED, Part, beat_name
+from flows.workbench import Ref, Workbench, source_digest
+from metake.errors import InputError, MetaKEError
+from storage import Database, last_beat, part_names
+
+POLL = 0.5  # seconds between two looks at a worker
+SOON = 20.0  # seconds that a worker needs at most to take a shard, if there is one
+COLLECT = 2.0  # seconds between two looks at what all of them have recorded
+LOST_AFTER = 30.0  # seconds without a heartbeat, after which a worker counts as lost
+RETRIES = 5  # failures of a shard, one after the other with nothing done in between
+SHARDS_PER_WORKER = 2  # so that a slow worker holds up the others for half a share at most
+SHARD_REQUESTS = 100  # and no fewer in a shard: starting one costs seconds (benchmarks/load.py)
+CHAIN = ("targets", "write", "evaluate_at_write")  # what is done to a batch, one after the other
+
+
+class WorkersFailed(MetaKEError):
+    """Workers could not do a part of a run; the same run goes on from there."""
+
+
+@dataclass
+class Shard:
+    """Parts of a run, as they are given to one worker after the other until they are done."""
+
+    parts: list[Part]
+    flow_run: UUID | None = None  # None: it is to be given out, but not before `since`
+    running: bool = False
+    beat: str | None = None
+    since: float = 0.0  # when it was given out, began, or last showed a sign of life
+    left: int = 0  # steps that were lacking when it was given out
+    failures: int = 0
+    told: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it holds, as people read it."""
+        return "; ".join(map(str, self.parts))
+
+
+def spread(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], None]) -> dict[Slot, Ref]:
+    """Has workers do the steps, and does here what they leave: nothing, unless it was done before this run.
+
+    Raises:
+        InputError: the deployment or its pool is missing, or a worker refused its share.
+        WorkersFailed: nobody took a shard for `patience` seconds, or one failed several times with nothing done in between.
+    """
+    crew = Crew(bench, steps, say)
+    if crew.lacking(steps):
+        with crew.at_work() as workers:
+            for shards in _phases(bench, workers):
+                crew.do(shards)
+    done = crew.recorded()
+    bench.record.attempt = crew.attempt + 1  # workers have recorded under those before
+    return {slot: step.ref if slot in done else step.do(bench, tasks) for slot, step in steps.items()}
+
+
+def _phases(bench: Workbench, workers: int) -> list[list[Shard]]:
+    """Shards that may go on side by side, phase after phase; for a single worker all of it in one, so that it loads the model once."""
+    all, sequential, measure = len(bench.batches), bench.job.mode == "sequential", bench.job.evaluate
+    least = -(-SHARD_REQUESTS // bench.job.batch_size)
+    size = max(least, -(-all // (SHARDS_PER_WORKER * workers)))
+
+    def split(stage: str, *once: str) -> list[Part]:
+        """A stage over all batches; stages that the run does once go with the first part."""
+        return [Part((*once, stage) if first == 0 else (stage,), first, min(first + size, all)) for first in range(0, all, size)]
+
+    before = split("evaluate_before", "perplexity_before") if measure else []
+    at_write, after = (split("evaluate_at_write"), split("evaluate_after", "perplexity_after")) if measure else ([], [])
+    if sequential:  # one chain; its order holds, so there is nothing to share out
+        chain = [[Part(CHAIN if measure else CHAIN[:2], 0, all), *before]]
+    else:
+        chain = [[*split("targets"), *before], [Part(("write",), 0, all)], at_write]
+    phases = [phase for phase in ([Part(("statistics",), 0, 1)], *chain, after) if phase]
+    if workers == 1:
+        return [[Shard([part for phase in phases for part in phase])]]
+    return [[Shard([part]) for part in phase] for phase in phases]
+
+
+class Crew:
+    """The workers of one run.
+
+    Args:
+        bench: the coordinator's; its job names the deployment.
+    """
+
+    def __init__(self, bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], None]):
+        self.bench, self.steps, self.say = bench, steps, say
+        self.job, self.store, self.run_id = bench.job, bench.store, bench.run_id
+        self.arguments: dict[str, Any] = {}
+        self.attempt = bench.record.attempt
+        self._done: set[Slot] = set()  # found in the store
+        self._told: set[int] = set()  # batches that were told of
+        self._down: float | None = None  # since when the server has not answered
+        self._seen: set[str] = set()  # parts that this process has committed
+        self._collected = 0.0
+
+    # -- what is done ------------------------------------------------------------------------------------------------------------
+    def lacking(self, slots: Iterable[Slot]) -> list[Slot]:
+        """The steps among these whose artefacts are not in the store."""
+        slots = [slot for slot in slots if slot not in self._done]
+        self._done |= {slot for slot in slots if self.store.has(self.steps[slot].ref.kind, self.steps[slot].ref.key)}
+        return [slot for slot in slots if slot not in self._done]
+
+    def recorded(self) -> set[Slot]:
+        """The steps that workers did and recorded since this run began, committed."""
+        self._collect(now=True)
+        return {(row["stage"], row["batch"]) for row in self._rows()}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        query = "SELECT * FROM stages WHERE run_id = ? AND attempt >= ? AND status IN ('completed', 'cached')"
+        return list(Database(self.bench.database).query(query, [self.run_id, self.bench.record.attempt]))
+
+    def _collect(self, *, now: bool = False) -> None:
+        """Commits what workers recorded. The more there is to look through, the longer until the next look."""
+        clock = time.monotonic()
+        if not now and clock < self._collected:
+            return
+        new = [name for name in part_names(self.store, self.run_id) if name not in self._seen]
+        self.bench.record.recorder.commit(new)
+        self._seen |= set(new)
+        self._tell()
+        self._collected = time.monotonic() + max(COLLECT, 10 * (time.monotonic() - clock))
+
+    def _tell(self) -> None:
+        """A line for each batch that is through."""
+        rows, all = self._rows(), len(self.bench.batches)
+        chain = [stage for stage in CHAIN if (stage, 0) in self.steps and (stage != "evaluate_at_write" or self.job.mode == "sequential")]
+        by_batch: dict[int, dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            if row["stage"] in chain:
+                by_batch.setdefault(row["batch"], {})[row["stage"]] = row
+        for b in sorted(by_batch.keys() - self._told):
+            if len(found := by_batch[b]) == len(chain):
+                self._told.add(b)
+                times = ", ".join(f"{stage.replace('_', ' ')} {found[stage]['seconds']:.1f} s" for stage in chain)
+                self.say(f"batch {b + 1} of {all}: {times} on {found[chain[0]]['worker']}")
+
+    # -- who does it -------------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def at_work(self) -> Iterator[int]:
+        """Makes ready for shards, and yields how many workers there are. However the block ends, no shard goes on after it."""
+        self.arguments = ship(self.job, self.store).arguments()
+        with get_client(sync_client=True) as client:
+            pool = self._pool(client)
+            self._cancel(client)  # of a coordinator that was killed
+            workers = sum(w.status == WorkerStatus.ONLINE for w in client.read_workers_for_work_pool(pool))
+            if not workers:
+                self.say(f"the pool '{pool}' has no worker yet; start one with `prefect worker start --pool {pool}`")
+            try:
+                yield max(1, workers)
+            except BaseException:
+                self._cancel(client)
+                raise
+
+    def _pool(self, client: SyncPrefectClient) -> str:
+        name = self.job.workers or ""
+        try:
+            deployment = client.read_deployment_by_name(name)
+        except (ObjectNotFound, ValueError) as error:
+            raise InputError(
+                "Prefect's server knows no such deployment",
+                place=f"--workers {name}",
+                fix="`make deploy` deploys targets-shard/targets-shard",
+            ) from error
+        if not deployment.work_pool_name:
+            raise InputError("has no work pool", place=f"--workers {name}", fix="deploy it to one: `make deploy`")
+        return deployment.work_pool_name
+
+    def _cancel(self, client: SyncPrefectClient) -> None:
+        """Stops all shards of this run that have not ended."""
+        going = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
+        states = FlowRunFilterState(type=FlowRunFilterStateType(any_=going))
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[self._tag]), state=states)):
+            stopping = Cancelling if run.state_type == StateType.RUNNING else Cancelled
+            client.set_flow_run_state(run.id, stopping(message="its coordinator has ended"), force=True)
+
+    @property
+    def _tag(self) -> str:
+        return f"run:{self.run_id}"
+
+    # -- doing it ----------------------------------------------------------------------------------------------------------------
+    def do(self, shards: Sequence[Shard]) -> None:
+        """Has shards done, side by side, and returns when nothing of them is lacking."""
+        going = [shard for shard in shards if self._narrow(shard)]
+        while going:
+            with self._patient(), get_client(sync_client=True) as client:
+                for shard in list(going):
+                    if self._ended(client, shard):
+                        going.remove(shard)
+            self._collect()
+            if going:
+                time.sleep(POLL)
+
+    def _narrow(self, shard: Shard) -> list[Slot]:
+        """Leaves out of a shard what is done: whole stages, and the batches before the first that lacks something. Returns the rest."""
+        lacking = {part: self.lacking(part.slots(self.steps)) for part in shard.parts}
+        shard.parts = [self._left(part, slots) for part, slots in lacking.items() if slots]
+        return [slot for slots in lacking.values() for slot in slots]
+
+    def _left(self, part: Part, lacking: Sequence[Slot]) -> Part:
+        batches = [batch for _, batch in lacking if batch is not None]
+        stages = {stage for stage, _ in lacking}
+        return Part(tuple(stage for stage in part.stages if stage in stages), min(batches, default=part.first), part.last)
+
+    def _ended(self, client: SyncPrefectClient, shard: Shard) -> bool:
+        """Looks at a shard once. True when it is done; one that failed or was lost is given out again."""
+        if shard.flow_run is None:
+            if time.monotonic() >= shard.since:
+                self._give_out(shard)
+            return False
+        run = client.read_flow_run(shard.flow_run)
+        state = run.state
+        if state is None or not state.is_final():
+            if run.state_type == StateType.RUNNING:
+                self._watch(client, shard)
+            else:
+                self._wait(shard, run)
+            return False
+        if state.name == REFUSED:
+            fix = "what is done is kept: correct this, then `metake rerun`"
+            raise InputError(str(state.message), place=f"the worker of '{shard.title}'", fix=fix)
+        title = shard.title
+        if not (left := self._narrow(shard)):
+            self.say(f"{title}: done")
+            return True
+        if state.type == StateType.CANCELLED:
+            raise WorkersFailed(f"'{shard.title}' was cancelled; `metake rerun` goes on with it")
+        self._again(shard, len(left), f"{state.name}: {state.message or 'it did not say why'}")
+        return False
+
+    def _give_out(self, shard: Shard) -> None:
+        given = {"run_id": self.run_id, "name": self.bench.name, "attempt": self.attempt, "plan": self.bench.plan_key}
+        given |= {"parts": [astuple(part) for part in shard.parts], "code": source_digest(), "arguments": self.arguments}
+        run: Any = run_deployment(
+            self.job.workers or "",
+            parameters=given,
+            timeout=0,
+            flow_run_name=f"{self.bench.name} {shard.title}",
+            tags=[self._tag],
+            idempotency_key=f"{self._tag} {self.bench.record.attempt} {self.attempt} {shard.title}",  # an answer that is lost costs nothing
+        )
+        shard.left = len([slot for part in shard.parts for slot in self.lacking(part.slots(self.steps))])
+        shard.flow_run, shard.running, shard.beat, shard.since, shard.told = run.id, False, None, time.monotonic(), False
+
+    def _watch(self, client: SyncPrefectClient, shard: Shard) -> None:
+        """A worker shows that it lives by a heartbeat that changes; only our own clock counts."""
+        beat = last_beat(self.store, beat_name(self.run_id, str(shard.flow_run)))
+        if beat != shard.beat or not shard.running:
+            shard.beat, shard.running, shard.since = beat, True, time.monotonic()
+        elif time.monotonic() - shard.since > LOST_AFTER:
+            message = f"no sign of life for {LOST_AFTER:.0f} s"  # the next look finds the shard ended
+            client.set_flow_run_state(UUID(str(shard.flow_run)), Crashed(message=message), force=True)
+
+    def _wait(self, shard: Shard, run: FlowRun) -> None:
+        """Nobody has taken a shard yet."""
+        waited, pool = time.monotonic() - shard.since, run.work_pool_name
+        how = f"`prefect worker start --pool {pool}` starts a worker"
+        if waited > self.job.patience:
+            raise WorkersFailed(f"no worker took '{shard.title}' within {self.job.patience} s: {how}; then `metake rerun`")
+        if waited > SOON and not shard.told:
+            shard.told = True
+            self.say(f"'{shard.title}' still waits for a worker of the pool '{pool}': {how}")
+
+    def _again(self, shard: Shard, left: int, why: str) -> None:
+        """Gives what is left of a shard to the next worker, after a pause that doubles while nothing gets done."""
+        shard.failures = 1 if left < shard.left else shard.failures + 1
+        if shard.failures > RETRIES:
+            raise WorkersFailed(f"'{shard.title}' failed {shard.failures} times, at last with {why}")
+        pause = 2.0 ** (shard.failures - 1)
+        self.say(f"a worker was lost or failed ({why}); '{shard.title}' is given out again in {pause:.0f} s")
+        self.attempt += 1
+        shard.flow_run, shard.since = None, time.monotonic() + pause
+
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        """A server that does not answer is waited for as long as a worker is."""
+        try:
+            yield
+            self._down = None
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+                raise
+            if self._down is None:
+                self._down = time.monotonic()
+                self.say("Prefect's server does not answer; waiting for it")
+            if time.monotonic() - self._down > self.job.patience:
+                fix = "start it again, then `metake rerun`"
+                raise WorkersFailed(f"Prefect's server has not answered for {self.job.patience} s: {fix}") from error

@@ -1,0 +1,112 @@
+"""A worker's share of a run: some stages of some batches, done by a process that loads the model once.
+
+A shard is named by stages and a range of batches, so that it reads as what it is and stays small whatever it holds. It finds every
+input in the store, leaves artefacts and parts there, and tells the coordinator nothing but its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import State, flow, get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows import tasks
+from flows.course import Slot, Step, course
+from flows.inputs import unpack
+from flows.job import Job
+from flows.workbench import Plan, Workbench, source_digest
+from metake.errors import InputError
+from storage import Heartbeat, StorageError
+from storage.errors import ArtifactDamaged, ArtifactMissing
+
+BATCHED = ("targets", "write", "evaluate_before", "evaluate_at_write", "evaluate_after")  # stages that are done batch by batch
+REFUSED = "Refused"  # the state of a shard that would fail in the same way anywhere else
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stages of the batches from `first` up to, not with, `last`, and those of no batch."""
+
+    stages: tuple[str, ...]
+    first: int
+    last: int
+
+    def slots(self, steps: Mapping[Slot, Step]) -> Iterator[Slot]:
+        """The steps of a run that belong to it, in the order of the course."""
+        return (slot for slot in steps if slot[0] in self.stages and (slot[1] is None or self.first <= slot[1] < self.last))
+
+    def __str__(self) -> str:
+        stages = ", ".join(stage.replace("_", " ") for stage in self.stages)
+        if not any(stage in BATCHED for stage in self.stages):
+            return stages
+        return f"{stages} of batch{f'es {self.first} to {self.last - 1}' if self.last > self.first + 1 else f' {self.first}'}"
+
+
+@flow(name="targets-shard", log_prints=False, persist_result=False)
+def shard(
+    arguments: dict[str, Any],
+    run_id: str,
+    name: str,
+    attempt: int,
+    plan: str,
+    parts: list[tuple[list[str], int, int]],
+    code: str,
+) -> State[None]:
+    """Does stages of a run for the coordinator that started it. Not meant to be started by hand.
+
+    Args:
+        arguments: Those of the run, as the flow `edit` takes them.
+        run_id: Id of the run in the record.
+        name: Name of the run.
+        attempt: Number under which what is done here is recorded.
+        plan: Key of the run's plan in the store.
+        parts: What to do, one after the other: names of stages, the first batch to do them for, and the batch before which to stop.
+        code: Digest of the coordinator's code.
+    """
+    try:
+        if code != source_digest():
+            raise InputError(
+                f"this worker runs other code ({source_digest()[:12]}) than the coordinator ({code[:12]})",
+                place="worker",
+                fix="install the same version of metake on both, and start the worker again",
+            )
+        job = Job.make(**arguments)
+        bench = Workbench(job, run_id=run_id, name=name, attempt=attempt, worker=True)
+        with Heartbeat(bench.store, beat_name(run_id, str(flow_run.id))):
+            bench.job = unpack(job, bench.store)
+            bench.plan = Plan.load(bench.store, plan)
+            if bench.lm.fingerprint != bench.plan.model["fingerprint"]:
+                raise InputError(
+                    f"holds {bench.lm.fingerprint}, not the model of this run, {bench.plan.model['fingerprint']}",
+                    place=f"--model {job.model} on the worker",
+                    fix="give every machine the same model, or name a folder with --home on shared storage",
+                )
+            _work(bench, [Part(tuple(stages), first, last) for stages, first, last in parts])
+    except (ArtifactMissing, ArtifactDamaged):
+        raise  # the coordinator has it made again
+    except (InputError, StorageError) as error:
+        return Failed(name=REFUSED, message=str(error))
+    return Completed()
+
+
+def beat_name(run_id: str, shard: str) -> str:
+    """Name of the heartbeat of a shard, by its flow run."""
+    return f"{run_id}-{shard}"
+
+
+def _work(bench: Workbench, parts: Sequence[Part]) -> None:
+    log, steps = get_run_logger(), course(bench)
+    for part in parts:
+        for slot in part.slots(steps):
+            steps[slot].do(bench, tasks)
+            seconds = bench.seconds[slot]
+            log.info(f"{step_name(slot)}: {'cached' if seconds is None else f'{seconds:.1f} s'}")
+
+
+def step_name(slot: Slot) -> str:
+    """A step as people read it."""
+    return slot[0].replace("_", " ") + ("" if slot[1] is None else f" {slot[1]:04d}")

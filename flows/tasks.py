@@ -1,0 +1,42 @@
+"""The stages as Prefect tasks: each run of one has a name, a state and a log of its own in Prefect's record.
+
+Tasks hand references to artefacts to one another, never tensors. A task whose artefact was there already ends in the state *Cached*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from flows import stages
+from flows.workbench import Ref
+
+
+def stage(do: Callable[..., Ref], run_name: str) -> Callable[..., Ref]:
+    """A stage as a Prefect task: named after the function, its run after `run_name`, its state *Cached* where nothing had to be done."""
+
+    @task(name=do.__name__, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
+    @wraps(do)
+    def run(*args: Any, **kwargs: Any) -> State[Ref]:
+        ref = do(*args, **kwargs)
+        return Completed(name="Cached" if ref.cached else "Completed", message=f"{ref.kind} {ref.key[:12]}", data=ref)
+
+    @wraps(do)
+    def call(*args: Any, **kwargs: Any) -> Ref:
+        return run(*args, **kwargs, return_state=True).result()  # type: ignore[call-overload]
+
+    return call
+
+
+prepare = stage(stages.prepare, "prepare")
+statistics = stage(stages.statistics, "statistics")
+targets = stage(stages.targets, "targets {batch:04d}")
+write = stage(stages.write, "write {batch:04d}")
+evaluate = stage(stages.evaluate, "evaluate {moment} {batch:04d}")
+perplexity = stage(stages.perplexity, "perplexity {moment}")
+publish = stage(stages.publish, "publish")

@@ -1,0 +1,86 @@
+"""What the tests with a real server and real workers share."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Shell
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def background(shell: Shell, log: Path, *arguments: str) -> Iterator[None]:
+    """A process for the length of the block; what it said is in `log`."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], cwd=shell.cwd, env=shell.env, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def until(ask: Callable[[], Any], seconds: float) -> Any:
+    """The first true answer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):  # the server is not up yet
+            if answer := ask():
+                return answer
+        time.sleep(0.3)
+    raise AssertionError(f"nothing came within {seconds} s")
+
+
+@pytest.fixture(scope="session")
+def server(shell: Shell, prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, httpx.Client]]:
+    """A server on a free port, and a shell in the repository that talks to it."""
+    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.txt"
+    url = f"http://127.0.0.1:{port}/api"
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
+    with (
+        background(replace(shell, env=shell.env | quiet), log, "prefect", "server", "start", "--port", str(port)),
+        httpx.Client(base_url=url, timeout=30) as api,
+    ):
+        until(lambda: api.get("/health").status_code == 200, 60)
+        yield Shell(ROOT, shell.env | quiet | {"PREFECT_API_URL": url}), api
+        assert "Can't evaluate bulk DML statement" not in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def deployment(server) -> dict[str, Any]:
+    here, api = server
+    here.run("flows.serve", "--deploy-only")
+    return api.get("/deployments/name/edit/edit").raise_for_status().json()
+
+
+def ended(api: httpx.Client, run_id: str) -> dict[str, Any] | None:
+    """A flow run, once it has ended."""
+    run = api.get(f"/flow_runs/{run_id}").raise_for_status().json()
+    return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def worker(here: Shell, pool: str, log: Path):
+    """A worker of a pool for the length of the block."""
+    return background(here, log, "prefect", "worker", "start", "--pool", pool, "--type", "process")

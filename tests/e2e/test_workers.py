@@ -1,0 +1,103 @@
+"""A run that workers do: the bits of one that a single process did, whatever is killed or cancelled on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Shell
+from tests.e2e.conftest import ended, until, worker
+from tests.e2e.test_kill import deltas
+
+WORKERS = "targets-shard/targets-shard"
+
+
+@pytest.fixture(scope="module")
+def asked(small_edit: list[str]) -> dict[str, Any]:
+    """Eight facts in four batches that take a second or two each, as parameters of the flow."""
+    given = dict(zip(small_edit[1::2], small_edit[2::2], strict=True))
+    texts = {"corpus": given["--corpus"], "heldout": given["--heldout"]}
+    return {"limit": 8, "batch_size": 2, "layers": [2], "tokens": 4000, "settings": {"steps": "20"}, **texts}
+
+
+@pytest.fixture(scope="module")
+def options(asked: dict[str, Any]) -> list[str]:
+    """The same as options of `metake edit`."""
+    words = ["edit", "--set", "steps=20", "--layers", "2"]
+    return words + [
+        w for name in ("limit", "batch_size", "tokens", "corpus", "heldout") for w in ("--" + name.replace("_", "-"), str(asked[name]))
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(shell: Shell, options: list[str]) -> Path:
+    """What one process makes of it: a folder with `home` and `out`."""
+    folder = shell.cwd / "alone"
+    shell.metake(*options, "--home", str(folder / "home"), "--out", str(folder / "out"))
+    return folder
+
+
+def ask(shell: Shell, home: Path, query: str) -> list[dict[str, Any]]:
+    return json.loads(shell.metake("sql", "--home", str(home), "--format", "json", query).stdout)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same deltas and the same checkpoint, bit for bit."""
+    ours, theirs = deltas(one / "home"), deltas(other / "home")
+    weights = [(folder / "out/model.safetensors").read_bytes() for folder in (one, other)]
+    return len(ours) > 0 and ours == theirs and weights[0] == weights[1]
+
+
+def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deployment, alone: Path, options: list[str], tmp_path: Path):
+    here, _ = server
+    home = tmp_path / "home"
+    with worker(here, "gpu", tmp_path / "worker.txt"):
+        process = here.start("flows.cli", *options, "--home", str(home), "--out", str(tmp_path / "out"), "--workers", WORKERS)
+        wrote = "SELECT worker FROM stages WHERE stage = 'write' AND status = 'completed' AND batch = 0"
+        query = ["sql", "--home", str(home), "--format", "json", wrote]
+        until(lambda: deltas(home) and json.loads(here.run("flows.cli", *query).stdout), 120)
+        (row,) = ask(here, home, wrote)
+        os.kill(int(row["worker"].split(":")[1]), signal.SIGKILL)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
+    assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
+    assert same(alone, tmp_path)
+    rows = ask(here, home, "SELECT stage, batch, worker FROM stages WHERE status = 'completed' AND stage IN ('targets', 'write')")
+    assert sorted((r["stage"], r["batch"]) for r in rows) == [(stage, b) for stage in ("targets", "write") for b in range(4)]
+    assert len({r["worker"] for r in rows}) == 2  # the first did not do the last, nor the second the first
+    (counts,) = ask(here, home, "SELECT count(*) AS edits, count(DISTINCT request_id) AS different FROM edits")
+    assert counts == {"edits": 8, "different": 8}
+
+
+def test_a_cancelled_run_stops_its_workers_and_goes_on_when_asked(server, deployment, alone: Path, asked: dict[str, Any], tmp_path: Path):
+    here, api = server
+    home = tmp_path / "home"
+    given = {**asked, "mode": "sequential", "evaluate": False, "workers": WORKERS, "home": str(home), "out": str(tmp_path / "out")}
+    with worker(here, "cpu", tmp_path / "cpu.txt"), worker(here, "gpu", tmp_path / "gpu.txt"):
+        made = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": given}).raise_for_status().json()
+        until(lambda: deltas(home), 150)
+        api.post(f"/flow_runs/{made['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+        assert until(lambda: ended(api, made["id"]), 60)["state"]["type"] == "CANCELLED"
+        tagged = {"flow_runs": {"tags": {"all_": [f"run:{made['id']}"]}}}
+        until(lambda: all(ended(api, run["id"]) for run in api.post("/flow_runs/filter", json=tagged).raise_for_status().json()), 60)
+        assert not (tmp_path / "out").exists() and ask(here, home, "SELECT status FROM runs") == [{"status": "cancelled"}]
+        here.metake("rerun", made["id"], "--home", str(home))
+    assert same(alone, tmp_path)
+    assert ask(here, home, "SELECT status FROM runs") == [{"status": "completed"}]
+
+
+def test_what_is_missing_is_named(server, deployment, options: list[str], tmp_path: Path):
+    here, _ = server
+    words = [*options, "--home", str(tmp_path / "home"), "--out", str(tmp_path / "out")]
+    missing = here.metake(*words, "--workers", "nosuch/nosuch", code=2)
+    assert "knows no such deployment" in missing.stderr and "make deploy" in missing.stderr
+    alone = here.metake(*words, "--workers", WORKERS, "--patience", "3", code=1)
+    assert "prefect worker start --pool gpu" in alone.stderr.splitlines()[-1]
+    elsewhere = Shell(here.cwd, here.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    unreachable = elsewhere.metake(*words, code=2)
+    assert "nothing answers at http://127.0.0.1:9/api" in unreachable.stderr and "prefect server start" in unreachable.stderr
