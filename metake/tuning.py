@@ -39,7 +39,7 @@ METHODS = ("metake", "iterated", "alphaedit", "memit")  # what is tuned for: the
 STILL, SHARE, GATE = 0.5, 0.05, 0.9
 FACTOR = {"clamp": 1.5, "ridge": 3.0, "covariance_weight": 3.0}  # one step of each setting that is tried
 STEPS = 3  # steps of one setting in one direction, at most
-LEAST = 4  # facts: two to trace, two to try
+LEAST = 4  # facts: half to trace, half to try
 
 Say = Callable[[str], None]
 
@@ -130,15 +130,19 @@ def tune(
         search.attempt(why, scaled(lm, statistics, traced, replace(base, layers=chosen)))
     for name in ("clamp", "covariance_weight" if base.prior == "covariance" else "ridge"):
         search.climb(name)
-    return Tuning(method, found, tuple(traced), tuple(tried), len(requests) - len(known), statistics, tuple(search.trials), search.best, floor)
+    unknown, trials = len(requests) - len(known), tuple(search.trials)
+    return Tuning(method, found, tuple(traced), tuple(tried), unknown, statistics, trials, search.best, floor)
 
 
 # -- facts ---------------------------------------------------------------------------------------------------------------------------
 def held(lm: LanguageModel, requests: Sequence[Request]) -> list[Request]:
     """The requests whose ``target_true`` the model gives, token by token."""
-    asked = [r for r in requests if r.target_true]
-    answers = ask(lm, {r.prompt: [r.target_true] for r in asked if r.target_true})
-    return [r for r in asked if answers[r.prompt].candidates[r.target_true or ""].accuracy == 1]
+    questions: dict[str, list[str]] = {}
+    for r in requests:
+        if r.target_true:
+            questions.setdefault(r.prompt, []).append(r.target_true)
+    answers = ask(lm, questions)
+    return [r for r in requests if r.target_true and answers[r.prompt].candidates[r.target_true].accuracy == 1]
 
 
 def halves(requests: Sequence[Request], seed: int) -> tuple[list[Request], list[Request]]:
@@ -253,7 +257,8 @@ class _Search:
 def trial_line(trial: Trial) -> str:
     """A trial in one line."""
     s, m = trial.settings, trial.measured
-    kinds = "/".join(f"{100 * m[k]:.0f}" if (k := f"{kind}_success") in m else "–" for kind in ("efficacy", "generalisation", "specificity"))
+    shares = (m.get(f"{kind}_success") for kind in ("efficacy", "generalisation", "specificity"))
+    kinds = "/".join("–" if share is None else f"{100 * share:.0f}" for share in shares)
     said = f"layers {_listed(s.layers)}, clamp {s.clamp:g}, λ {s.ridge:g}"
     return f"{said}: {kinds}, harmonic mean {100 * m['harmonic_success']:.1f}  ({trial.seconds:.0f} s; {trial.why})"
 

@@ -12,7 +12,7 @@ from metake.model import LanguageModel
 from metake.passes import first_tensor, hooks
 from metake.prompts import continuation, encode_prompt
 from metake.requests import Request
-from metake.tracing import Trace, corruptions, trace, windows
+from metake.tracing import corruptions, trace, windows
 from tests.models import bundled, request, requests, tiny
 
 #: Subjects at the start, in the middle and twice; answers of one token and of several.
