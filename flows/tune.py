@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flows.job import Job
     from metake.tuning import Tuning
 
-FACTS = 120  # of the file's: sixty to trace and sixty to try
+FACTS = 100  # of the file's: half to trace, half to try
 SHARED = ("layers", "length", "statistics_tokens")  # what a preset says for every method
 KINDS = ("efficacy", "generalisation", "specificity", "harmonic")
 
@@ -187,7 +187,8 @@ def tuning_text(found: Tuning) -> str:
         s, value = t.settings, t.settings.covariance_weight if knob == "μ" else t.settings.ridge
         shown = [f"{100 * t.measured[f'{k}_success']:.1f} %" if f"{k}_success" in t.measured else "–" for k in KINDS]
         numbers = "  ".join(text.rjust(width) for text, width in zip(shown, (8, 14, 11, 13), strict=True))
-        lines.append(f"  {','.join(map(str, s.layers)):<12}  {s.clamp:>6.3g}  {value:>8.3g}  {numbers}   {t.why}" + ("   ← taken" if t is best else ""))
+        line = f"  {','.join(map(str, s.layers)):<12}  {s.clamp:>6.3g}  {value:>8.3g}  {numbers}   {t.why}"
+        lines.append(line + ("   ← taken" if t is best else ""))
     if best.measured["specificity_success"] < found.floor:
         lines.append(f"\nNo trial kept {100 * found.floor:g} % of the neighbours: the one that kept most was taken.")
     return "\n".join(lines)
