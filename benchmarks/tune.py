@@ -41,8 +41,8 @@ def tuned(given: argparse.Namespace) -> Path:
         options = ["--out", str(preset), "--plot", str(given.plot), "--method", given.method, "--limit", str(given.limit)]
         clock = time.perf_counter()
         subprocess.run([sys.executable, "-m", "flows.cli", "tune", *options], check=True)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(f"\nmetake tune took {time.perf_counter() - clock:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of them computing", flush=True)
+        took, used = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"\nmetake tune took {took:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of a core", flush=True)
     return preset
 
 

@@ -162,12 +162,13 @@ def layer_sets(found: Trace, usual: Sequence[int] = ()) -> dict[tuple[int, ...],
     """Layers to try, each with the reason, the likeliest first.
 
     Args:
-        usual: what the model's preset or the rule by depth says; tried too.
+        usual: what the model's preset or the rule by depth says; tried too. Where no layer brings anything back, L is its last.
     """
     depth = len(found.state)
     size, step = min(5, depth // 2), max(1, depth // 16)
     state, mlp = found.recovered(found.state)[:-1], found.recovered(found.mlp)[:-1]  # one layer must lie above
-    last = max(l for l in range(depth - 1) if float(state[l]) >= STILL * float(state.max()))
+    still = [l for l in range(depth - 1) if float(state[l]) >= STILL * float(state.max()) > 0]
+    last = max(still, default=usual[-1] if usual else depth // 4)
     starts = range(max(1, depth - 1 - size + 1))
     first = max(starts, key=lambda l: float(mlp[l : l + size].sum()))
 
@@ -177,7 +178,7 @@ def layer_sets(found: Trace, usual: Sequence[int] = ()) -> dict[tuple[int, ...],
 
     sets: dict[tuple[int, ...], str] = {}
     for layers, why in (
-        (ending(last), f"end at layer {last}, whose state still decides"),
+        (ending(last), f"end at layer {last}, whose state still decides" if still else "no layer's state decides"),
         (ending(last - step), "a little lower"),
         (ending(last + step), "a little higher"),
         (tuple(range(first, min(first + size, depth - 1))), "MLPs that recall most"),

@@ -65,7 +65,7 @@ def traced_alone(lm: LanguageModel, fact: Request, noise: Tensor) -> Tensor:
     return torch.stack(values)
 
 
-@pytest.mark.parametrize("family", ["bundled", "gpt2", "gptj", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", ["bundled", "gptj", "gemma2"])
 def test_all_facts_together_are_traced_as_each_alone(family):
     lm = bundled() if family == "bundled" else tiny(family, torch.float32)
     found = trace(lm, FACTS, strength=1.0, draws=2, seed=3)
