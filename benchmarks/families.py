@@ -3,8 +3,8 @@
     python benchmarks/families.py                  one row per family of `metake/anatomy.py`
     python benchmarks/families.py llama gemma2     only these
 
-The models are those of the tests (four layers, the bundled tokenizer). Each run checks, learns, writes, measures before, at write and after,
-and publishes twenty requests in two batches; Prefect's server starts and ends with it. What comes out must differ from the model and load.
+The models are those of the tests (four layers, the bundled tokenizer). Each run learns, writes, measures at all three moments and publishes
+twenty requests in two batches; Prefect's server starts and ends with it. What comes out must differ from the model and load.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def edited(family: str, folder: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "flows.cli", "edit", str(requests_path()), "--model", str(model), *OPTIONS, *settings]
     environment = {**os.environ, "PREFECT_HOME": str(folder.parent / "prefect"), "PYTHONPATH": str(ROOT)}
     before, clock = _computing(), time.perf_counter()
-    subprocess.run(
-        [*command, "--out", str(out), "--home", str(folder / "home")], check=True, cwd=folder, env=environment, capture_output=True
-    )
+    command += ["--out", str(out), "--home", str(folder / "home")]
+    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
     seconds, computing = time.perf_counter() - clock, _computing() - before
     if load_model(out).fingerprint == base:
         raise RuntimeError(f"the edit of {family} changed nothing")
@@ -61,8 +60,10 @@ def _computing() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", nargs="*", choices=[*FAMILIES, []], help="default: all")
+    parser.add_argument("family", nargs="*", help="default: all")
     families = parser.parse_args().family or list(FAMILIES)
+    if unknown := set(families) - set(FAMILIES):
+        parser.error(f"unknown family '{unknown.pop()}': use some of {', '.join(FAMILIES)}")
     print(f"{os.cpu_count()} cores; load when it began {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}\n")
     print("| family | seconds | of a core |\n| --- | --- | --- |", flush=True)
     slowest = 0.0
