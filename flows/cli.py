@@ -126,6 +126,9 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--dtype", choices=CHOICES["dtype"], default="float32")
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
+    add("--chat", action="store_true", help="prompts are what a user says, in the chat template of an instruct model")
+    add("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
+    add("--preset", metavar="FILE", help="settings that `metake tune` found; --layers, --tokens and --set go before them")
     add("--evaluate", action=argparse.BooleanOptionalAction, default=True, help="measure before, at write and after (default: yes)")
     add(
         "--workers",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import tune
 from flows.home import add_home, database_of, store_of
 from metake.errors import InputError
 
@@ -29,6 +30,7 @@ def register(commands: Any, add_edit: Callable[[argparse.ArgumentParser], None])
     look = _command(commands, "inspect", "what a model is to the method: its parts, its preset, or why it cannot be edited", run_inspect)
     look.add_argument("model", metavar="MODEL", help="model folder or hub id; only config and tokenizer are read")
     look.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
+    tune.add_arguments(_command(commands, "tune", "which layers, which λ, which threshold: a preset for a model", tune.run_tune))
     _register_versions(commands)
     _register_undo(commands)
     plan = commands.add_parser(

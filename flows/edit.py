@@ -62,6 +62,9 @@ def edit(
     device: str = "cpu",
     on_bad_row: Literal["stop", "quarantine"] = "stop",
     evaluate: bool = True,
+    chat: bool = False,
+    trust_remote_code: bool = False,
+    preset: str | None = None,
     workers: str | None = None,
     patience: Count = 600,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
@@ -89,6 +92,9 @@ def edit(
         device: cpu, cuda or cuda:0.
         on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         evaluate: Measure before, at write and after.
+        chat: Prompts are what a user says, in the chat template of an instruct model.
+        trust_remote_code: Run Python code that the model's folder brings.
+        preset: Preset file of metake tune. Empty: the model's own preset, or the defaults.
         workers: Deployment whose workers do all but checking and publishing: targets-shard/targets-shard. Empty: this process does all.
         patience: Seconds to wait for a worker, or for a server that does not answer, before the run fails.
         limits: Quality gate, in per cent. A version that breaks a limit is recorded and not published, and the run ends as Held.

@@ -56,7 +56,8 @@ def memory_text(job: Job) -> str:
     from metake.budget import in_words
     from metake.inspection import memory
 
-    parts = memory(job.model, job.method, job.overrides, batch=job.batch_size, dtype=job.dtype)
+    options = {"batch": job.batch_size, "dtype": job.dtype, "trust_remote_code": job.trust_remote_code}
+    parts = memory(job.model, job.method, job.overrides, **options)
     width = max(map(len, parts))
     lines = (f"  {name.ljust(width)}  {in_words(size)}" for name, size in parts.items())
     return "\n".join([f"Memory of {job.model_name} in {job.dtype}, at most:", *lines])

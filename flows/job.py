@@ -12,7 +12,7 @@ from typing import Any
 from metake import demo
 from metake.errors import InputError
 from metake.requests import RequestSet, read_requests
-from metake.settings import METHODS, Settings
+from metake.settings import METHODS, Settings, preset_settings, read_preset
 
 READ, MADE = ("requests", "model", "corpus", "heldout"), ("home", "out")  # paths among the arguments
 MARKER = "metake.json"  # a folder that holds it was made here and may be replaced
@@ -46,6 +46,8 @@ class Job:
     device: str = "cpu"
     on_bad_row: str = "stop"
     evaluate: bool = True
+    chat: bool = False
+    trust_remote_code: bool = False
     workers: str | None = None
     patience: int = 600
     limits: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,9 @@ class Job:
             missing, given = ("REQUESTS", "--model") if requests is None else ("--model", "REQUESTS")
             raise InputError(f"{given} is given without {missing}", place=missing, fix="give both, or neither for the bundled demo")
         layers, limits = others.pop("layers", None), _limits_json(others.pop("limits", None))
+        if preset := others.pop("preset", None):
+            own = preset_settings(read_preset(preset), others.get("method", "metake"))
+            others["settings"] = {**own, **others.get("settings", {})}  # what the record holds is what it says, not where it is
         job = cls(
             requests=requests or str(demo.requests_path()),
             model=model or str(demo.model_path()),
@@ -113,8 +118,12 @@ class Job:
             InputError: bad requests (unless quarantined), a path that is not there, a setting that is not known or out of range, or
                 an `out` that is not ours to replace, or a limit that these requests cannot tell of.
         """
-        Settings().with_(**self.overrides)
         check_out(Path(self.out))
+        return self.read()
+
+    def read(self) -> RequestSet:
+        """As `check`, but for `out`."""
+        Settings().with_(**self.overrides)
         _check_model(self.model)
         for name in ("corpus", "heldout"):
             for path in getattr(self, name).split(","):

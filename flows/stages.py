@@ -35,6 +35,7 @@ def prepare(bench: Workbench, found: RequestSet) -> Ref:
         "method": job.method,
         "settings": job.overrides,
         "on_bad_row": job.on_bad_row,
+        "chat": job.chat,
         "requests": found.fingerprint,
         "rows": _digest([[r.id for r in found.requests], found.places, [asdict(r) for r in found.rejected]]),
         "code": code_digest(),
@@ -153,6 +154,7 @@ def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref]
     meaning = {
         "model": bench.plan.model["fingerprint"],
         "dtype": bench.job.dtype,
+        "chat": bench.job.chat,
         "seed": bench.job.seed,
         "statistics": statistics.key,
         "settings": bench.plan.settings.to_dict(),
@@ -304,7 +306,8 @@ def metrics(bench: Workbench, refs: Iterable[Ref]) -> list[dict[str, Any]]:
 def _state(bench: Workbench, deltas: Sequence[Ref]) -> dict[str, Any]:
     """What decides the answers of the model that `deltas` left."""
     written = digest_of([d.key for d in deltas])
-    return {"model": bench.plan.model["fingerprint"], "dtype": bench.job.dtype, "deltas": written, "code": code_digest()}
+    read = {"dtype": bench.job.dtype, "chat": bench.job.chat}
+    return {"model": bench.plan.model["fingerprint"], **read, "deltas": written, "code": code_digest()}
 
 
 def digest_of(names: Sequence[str]) -> str | None:

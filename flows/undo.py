@@ -347,6 +347,7 @@ class Replay:
             out=str(self.options.out),
             seed=learned["seed"],
             dtype=learned["dtype"],
+            chat=learned.get("chat", False),
             device=self.home.device,
         )
         bench = Workbench(job, run_id=self.run_id, name=self.name, reporter=self.reporter)
@@ -386,7 +387,8 @@ class Replay:
         """Asks a model about the facts that go or come back, and about the others unless that is not wanted."""
         asked = list(self.change.requests) + ([r for r in _order(self.change.segments)] if self.options.evaluate else [])
         requests = [self.requests[r] for r in dict.fromkeys(asked)]
-        meaning = {"version": list(state), "requests": [r.content_id for r in requests], "dtype": bench.job.dtype, "code": code_digest()}
+        reading = {"dtype": bench.job.dtype, "chat": bench.job.chat}
+        meaning = {"version": list(state), "requests": [r.content_id for r in requests], **reading, "code": code_digest()}
         gone = set(self.change.requests) if self.change.action == "undo" else set()
 
         def build(folder: Path, progress: Any) -> None:

@@ -83,7 +83,7 @@ def settled(lm: LanguageModel, dtype: str | None = None) -> LanguageModel:
         return lm
     with tempfile.TemporaryDirectory() as folder:
         lm.save(folder)
-        return load_model(folder, dtype=dtype, device=str(lm.device))
+        return load_model(folder, dtype=dtype, device=str(lm.device), chat=lm.chat)
 
 
 def checkout(home: Home, version: str, out: Path, *, card: str | None = None) -> str:
@@ -118,17 +118,17 @@ def verified(lm: LanguageModel, version: str) -> Callable[[Path], str]:
 def load_base(home: Home, segments: Sequence[Segment], version: str) -> LanguageModel:
     """The base of a lineage: from `--base`, else where it was, else beside that under another name, else the bundled one."""
     wanted = segments[0].model if segments else version
-    tensors, dtype = _recorded(home.store, segments)
+    tensors, dtype, chat = _recorded(home.store, segments)
     complaint: InputError | None = None
     if home.base is not None:
-        lm = _load(home.base, dtype, home.device)
+        lm = _load(home.base, dtype, home.device, chat)
         if lm.fingerprint != wanted:
             raise _wrong(home.base, lm, wanted, tensors)
         return lm
     (recorded,) = home.database.query("SELECT max(uri) FROM models WHERE fingerprint = ?", [wanted]).rows[0]
     for place in _places(recorded, tensors):
         with suppress(InputError):
-            lm = _load(place, dtype, home.device)
+            lm = _load(place, dtype, home.device, chat)
             if lm.fingerprint == wanted:
                 return lm
             complaint = complaint or _wrong(place, lm, wanted, tensors)
@@ -137,24 +137,24 @@ def load_base(home: Home, segments: Sequence[Segment], version: str) -> Language
     )
 
 
-def _load(place: str, dtype: str, device: str) -> LanguageModel:
+def _load(place: str, dtype: str, device: str, chat: bool) -> LanguageModel:
     from transformers.utils import logging
 
     from metake.model import load_model
 
     logging.disable_progress_bar()
-    return load_model(place, dtype=dtype, device=device)
+    return load_model(place, dtype=dtype, device=device, chat=chat)
 
 
-def _recorded(store: ArtifactStore, segments: Sequence[Segment]) -> tuple[Mapping[str, str], str]:
-    """Hash of each tensor of the base, and the dtype to compute in, as the first delta tells."""
+def _recorded(store: ArtifactStore, segments: Sequence[Segment]) -> tuple[Mapping[str, str], str, bool]:
+    """Hash of each tensor of the base, the dtype to compute in, and whether prompts stand in a chat template, as the first delta tells."""
     from metake.delta import Delta
 
     first = next((segment.deltas[0] for segment in segments[:1] if segment.deltas), None)
     if first is None:
-        return {}, "float32"
+        return {}, "float32", False
     facts = Delta.facts(store.get("delta", first))
-    return facts["tensors"], facts["dtype"]
+    return facts["tensors"], facts["dtype"], facts.get("chat", False)
 
 
 def _places(recorded: str | None, tensors: Mapping[str, str]) -> Iterator[str]:

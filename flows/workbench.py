@@ -200,7 +200,8 @@ class Workbench:
         logging.disable_progress_bar()  # loading and saving have their own, on no terminal even
         hub_logging.set_verbosity_error()  # a hub that cannot be reached is one error in the end, not one per attempt
         torch.manual_seed(self.job.seed)
-        return load_model(self.job.model, dtype=self.job.dtype, device=self.device)
+        job = self.job
+        return load_model(job.model, dtype=job.dtype, device=self.device, trust_remote_code=job.trust_remote_code, chat=job.chat)
 
     def editor(self, statistics: Ref, deltas: Sequence[Ref]) -> Editor:
         """The editor with these deltas written and no others."""

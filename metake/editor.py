@@ -150,6 +150,7 @@ class Editor:
             "settings": self.settings.to_dict(),
             "requests": [r.content_id for r in requests],
             "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "chat": self.lm.chat,
             "tensors": self.lm.tensors,
         }
         return Delta(delta.layers, metadata, diagnostics)

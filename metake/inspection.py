@@ -177,18 +177,20 @@ def _plan(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:
     ]
 
 
-def memory(source: str | Path, method: str, overrides: dict[str, Any], *, batch: int, dtype: str) -> dict[str, int]:
+def memory(
+    source: str | Path, method: str, overrides: dict[str, Any], *, batch: int, dtype: str, trust_remote_code: bool = False
+) -> dict[str, int]:
     """The budget of an edit, in bytes by part: see `budget.budget`. No weight is read.
 
     Raises:
         InputError: the model's config cannot be read or its family is not supported, or a setting is wrong.
     """
-    config = read_config(source)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     anatomy = anatomy_of(config)
     check_quantisation(config, source)
     settings = make_settings(method, config, **overrides)
     stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return budget(Shape.of(_without_weights(config, False), anatomy), settings, batch=batch, dtype=dtype, stored=stored)
+    return budget(Shape.of(_without_weights(config, trust_remote_code), anatomy), settings, batch=batch, dtype=dtype, stored=stored)
 
 
 def as_row(family: str, anatomy: Anatomy) -> str:

@@ -42,7 +42,7 @@ def _advice(source: str | Path, said: str) -> tuple[str, str]:
     name, revision = where(source)
     problem = "cannot be loaded as a model"
     if "trust_remote_code" in said:
-        fix = "read that code; if you trust it: load_model(…, trust_remote_code=True), or metake inspect --trust-remote-code"
+        fix = "read that code; if you trust it: --trust-remote-code, or load_model(…, trust_remote_code=True)"
         return "comes with Python code of its own, which is not run unasked", fix
     if "does not recognize this architecture" in said:
         return "is of a family that this version of transformers does not know", "upgrade transformers, or use another model"

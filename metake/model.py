@@ -95,6 +95,11 @@ class LanguageModel:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
+    def chat(self) -> bool:
+        """Whether prompts stand in the tokenizer's chat template."""
+        return isinstance(self.tokenizer, ChatTokenizer)
+
+    @property
     def width(self) -> int:
         """d, the size of the hidden state."""
         return self.weight(0).shape[0]

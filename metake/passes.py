@@ -341,13 +341,13 @@ class Segment:
         self._calls = {l: call.cut(rows, 0, width) for l, call in self._calls.items()}
         self._frozen = _Frozen({l: (k[rows], v[rows]) for l, (k, v) in self._frozen.before.items()})
 
-    def __call__(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Hidden states leaving layer ``last`` when ``hidden`` (B, S, d) enters layer ``first``.
+    def __call__(self, hidden: Tensor, tokens: Tensor | None = None, *, first: int | None = None) -> Tensor:
+        """Hidden states leaving layer ``last`` when ``hidden`` (B, S, d) enters layer ``first``: the segment's own, or one above it.
 
         Args:
             tokens: int64 (k,), places (row · S + column) that alone are asked for: (k, d) is returned instead of (B, S, d).
         """
-        for l in range(self.first, self.last):
+        for l in range(self.first if first is None else first, self.last):
             hidden = self._calls[l].run(self.lm.layers[l], hidden, self._frozen)
         last = self._calls[self.last], self.lm.layers[self.last]
         if tokens is None:
@@ -373,6 +373,15 @@ class Reading:
     output: Tensor | None
 
 
+def at_pivot(rows: Rows, value: Tensor) -> Tensor:
+    """(B, …), the pivots of what went into or came out of a module: (B, T, …), or packed as (1, tokens that are no padding, …)."""
+    if value.shape[:2] == rows.ids.shape:
+        return value[:, rows.pivot]
+    count, width = rows.ids.shape
+    places = rows.mask.flatten().cumsum(0)[torch.arange(count, device=value.device) * width + rows.pivot] - 1
+    return value[0, places]
+
+
 @torch.no_grad()
 def read(
     lm: LanguageModel,
@@ -391,11 +400,10 @@ def read(
     keys: dict[int, Tensor] = {}
     kept: dict[str, Tensor] = {}
     real = rows.mask.flatten().nonzero().flatten()
-    place = rows.mask.flatten().cumsum(0)[torch.arange(full[0], device=real.device) * full[1] + rows.pivot] - 1  # of pivots in ``real``
 
     def keep_key(layer: int):
         def hook(_module, args, _kwargs):
-            keys[layer] = args[0][:, rows.pivot] if args[0].shape[:2] == full else args[0][0, place]  # whole, or packed
+            keys[layer] = at_pivot(rows, args[0])
 
         return hook
 

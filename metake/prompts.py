@@ -33,10 +33,11 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt as tokens: ``ids``, and the index of the subject's last token in them."""
+    """A prompt as tokens: ``ids``, and the indices of the subject's last and first token in them."""
 
     ids: tuple[int, ...]
     subject_last: int
+    subject_first: int
 
 
 def _tokens(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -80,7 +81,7 @@ def encode_prompt(tokenizer, text: str, subject_at: int, subject: str) -> Encode
     covering = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
     if not covering:
         raise InputError(f"no token of the prompt {text!r} covers the subject {subject!r}", fix="check the tokenizer's files")
-    return Encoded(tuple(ids), covering[-1])
+    return Encoded(tuple(ids), covering[-1], covering[0])
 
 
 def prompt_ids(tokenizer, text: str) -> tuple[int, ...]:

@@ -192,6 +192,27 @@ def make_settings(method: str, config: Any, **overrides: Any) -> Settings:
     return settings
 
 
+def read_preset(file: str | Path) -> dict[str, Any]:
+    """A preset from a file, as `metake tune` writes it.
+
+    Raises:
+        InputError: it cannot be read, or is no preset.
+    """
+    try:
+        preset = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(preset["settings"], dict) or not isinstance(preset.get("methods", {}), dict):
+            raise ValueError("'settings' and 'methods' are not tables")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"cannot be read as a preset: {f'it has no {error}' if isinstance(error, KeyError) else error}"
+        raise InputError(problem, place=f"--preset {file}", fix="make one with `metake tune`") from error
+    return preset
+
+
+def preset_settings(preset: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a preset sets for a method, by name."""
+    return {**preset["settings"], **preset.get("methods", {}).get(method, {})}
+
+
 def preset_for(config: Any) -> dict[str, Any]:
     """The preset whose ``match`` entries all equal the config's, or an empty one."""
     for path in sorted((Path(__file__).parent / "presets").glob("*.json")):
