@@ -4,7 +4,7 @@
     python benchmarks/families.py llama gemma2     only these
 
 The models are those of the tests (four layers, the bundled tokenizer). Each run learns, writes, measures at all three moments and publishes
-twenty requests in two batches; Prefect's server starts and ends with it. What comes out must differ from the model and load.
+ten requests in two batches; Prefect's server starts and ends with it. What comes out must differ from the model and load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 30  # seconds that a family may take
-OPTIONS = ("--limit", "20", "--batch-size", "10", "--tokens", "20000", "--layers", "1,2", "--quiet")
+OPTIONS = ("--limit", "10", "--batch-size", "5", "--tokens", "5000", "--layers", "1,2", "--quiet")
 #: λ and threshold relative, because random keys have no scale of their own.
 SETTINGS = ("relative=true", "ridge=0.05", "null_threshold=0.3", "length=64")
 
