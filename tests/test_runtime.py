@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 
+import pytest
+
+from flows.runtime import check_server
+from metake.errors import InputError
 from tests.conftest import Shell
 
 FLOW = """
@@ -46,3 +55,36 @@ def test_a_server_that_cannot_start_is_one_clear_error(shell: Shell):
 def test_freed_memory_is_kept_only_where_the_user_did_not_choose(shell: Shell):
     code = "from flows.runtime import tune_allocator; print(tune_allocator())"
     assert python(shell, code, MALLOC_ARENA_MAX="2").stdout == "False\n"
+
+
+@contextmanager
+def answering(text: str) -> Iterator[str]:
+    """A server that answers everything with the same JSON; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_cannot_be_talked_to_is_told_of():
+    ours = metadata.version("prefect")
+    with answering(f'"{ours}"') as url:
+        check_server(url)
+    with answering('"2.20.4"') as url, pytest.raises(InputError, match=rf"Prefect 2\.20\.4, this is {ours}.*same major version"):
+        check_server(url)
+    with answering("<html>") as url, pytest.raises(InputError, match="is not Prefect's API"):
+        check_server(url)
+    with pytest.raises(InputError, match="nothing answers at http://127.0.0.1:9/api.*prefect server start"):
+        check_server("http://127.0.0.1:9/api")
