@@ -86,5 +86,5 @@ def test_a_server_that_cannot_be_talked_to_is_told_of():
         check_server(url)
     with answering("<html>") as url, pytest.raises(InputError, match="is not Prefect's API"):
         check_server(url)
-    with pytest.raises(InputError, match="nothing answers at http://127.0.0.1:9/api.*prefect server start"):
+    with pytest.raises(InputError, match=r"nothing answers at http://127\.0\.0\.1:9/api.*prefect server start"):
         check_server("http://127.0.0.1:9/api")
