@@ -54,11 +54,12 @@ def until(ask: Callable[[], Any], seconds: float) -> Any:
 
 
 @pytest.fixture(scope="session")
-def server(shell: Shell, prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, httpx.Client]]:
-    """A server on a free port, and a shell in the repository that talks to it."""
+def server(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, httpx.Client]]:
+    """A server on a free port with a Prefect home of its own, and a shell in the repository that talks to it."""
     port, log = free_port(), tmp_path_factory.mktemp("log") / "server.txt"
     url = f"http://127.0.0.1:{port}/api"
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-served"))}
+    quiet = home | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false"}
     with (
         background(replace(shell, env=shell.env | quiet), log, "prefect", "server", "start", "--port", str(port)),
         httpx.Client(base_url=url, timeout=30) as api,
