@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from typing import Any
 from uuid import UUID
@@ -177,7 +177,8 @@ class Crew:
             try:
                 yield max(1, workers)
             except BaseException:
-                self._cancel(client)
+                with suppress(httpx.TransportError, PrefectHTTPStatusError):  # a server that is gone cannot be told; what ended us counts
+                    self._cancel(client)
                 raise
 
     def _pool(self, client: SyncPrefectClient) -> str:
