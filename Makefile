@@ -5,6 +5,7 @@
 # make lint     ruff and pyright
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 
 .PHONY: demo serve deploy test lint
 demo: .venv/ready
@@ -17,7 +18,7 @@ deploy: .venv/ready
 	$(BIN)/python -m flows.serve --deploy-only
 
 test: .venv/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
