@@ -1,13 +1,13 @@
 # make demo     edit 200 facts of the bundled model, and print what came of it
 # make serve    a Prefect server, both work pools, all deployments and a worker for each pool, on this machine; Ctrl-C ends them
 # make deploy   work pools and deployments on the server at PREFECT_API_URL
-# make test     run the test-suite
+# make test     run the test-suite; make test-all also the tests that take minutes
 # make lint     ruff and pyright
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo serve deploy test lint
+.PHONY: demo serve deploy test test-all lint
 demo: .venv/ready
 	$(BIN)/metake edit --limit 200 --out demo-out
 
@@ -19,6 +19,9 @@ deploy: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+test-all: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "slow or not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -37,8 +37,8 @@ class Shape:
         d_in, d = down.weight.shape if anatomy.conv1d else down.weight.shape[::-1]
         config = hf.config.get_text_config()
         heads = config.num_attention_heads
-        each = getattr(hf.config, "head_dim", None) or d // heads
-        cached = each * (getattr(hf.config, "num_key_value_heads", None) or heads)
+        each = getattr(config, "head_dim", None) or d // heads
+        cached = each * (getattr(config, "num_key_value_heads", None) or heads)
         return cls(sum(p.numel() for p in hf.parameters()), len(layers), d, d_in, hf.get_input_embeddings().weight.shape[0], cached)
 
 

@@ -7,6 +7,7 @@ import sys
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_its_tiny_shapes_on_a_processor():
     """In bfloat16; the script itself refuses to report an edit that is not finite."""
     amounts = ["--requests", "4", "--yardstick", "1", "--steps", "6", "--tokens", "500"]

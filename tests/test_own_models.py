@@ -95,6 +95,7 @@ def test_code_that_a_model_brings_is_run_only_when_it_is_trusted(tmp_path):
         assert type(Workbench(job, run_id="r", name="r").lm.hf).__name__ == name
 
 
+@pytest.mark.slow
 def test_sequential_edits_in_bfloat16_are_summed_in_float32_and_rounded_once(tmp_path):
     """The published weight is W₀ and the sum of all updates, rounded; rounding after each (`swallowed`) loses a part of every one."""
     folder = tmp_path / "model"

@@ -14,6 +14,7 @@ from tests.e2e.test_kill import deltas, processes_of, until
 from tests.s3 import S3, SECRET
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_s3_ends_with_the_bits_of_a_local_one(
     shell: Shell, small_edit: list[str], prefect_home: Path, s3: S3, tmp_path: Path
 ):

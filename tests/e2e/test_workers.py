@@ -74,6 +74,7 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     assert counts == {"edits": 8, "different": 8}
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_stops_its_workers_and_goes_on_when_prefect_retries_it(
     server, deployment, alone: Path, asked: dict[str, Any], tmp_path: Path
 ):
