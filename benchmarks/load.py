@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 import torch
+from kills import Cluster, texts
 
-from benchmarks.kills import Cluster, texts
 from metake import demo
 
 SETTINGS = {"steps": "1", "rounds": "1", "bystanders": "0"}

@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.kills import texts
+from kills import texts
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE, THERE, NET = "10.77.0.1", "10.77.0.2", "10.77.0"

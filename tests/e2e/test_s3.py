@@ -8,6 +8,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from storage import ArtifactStore
 from tests.conftest import Shell
 from tests.e2e.test_kill import deltas, processes_of, until
