@@ -95,7 +95,7 @@ def story(at: Terminal, limit: int) -> None:
         "targets-shard/targets-shard",
         f"--param limit={limit} --param out={at.folder}/edited --param home={at.folder}/home",
     )
-    at.show(f"prefect deployment run edit/edit --in '1 minute' --param workers={workers} {parameters}", only="flow run '")
+    at.show(f"prefect deployment run edit/edit --start-in '1 minute' --param workers={workers} {parameters}", lines=8)
     run = until("the run begins", lambda: at.ask("SELECT run_id, name, status FROM runs"))[0]["run_id"]
     until("its first batch", lambda: at.ask("SELECT 1 FROM stages WHERE stage = 'write'"))
     at.show("prefect flow-run ls --flow-name edit --flow-name targets-shard", lines=9)

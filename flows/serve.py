@@ -88,9 +88,8 @@ def _server(url: str) -> list[subprocess.Popen[bytes]]:
     host, port = urlsplit(url).hostname, urlsplit(url).port
     if host not in ("127.0.0.1", "localhost") or port is None:
         return []  # not ours to start; the check that follows says that it does not answer
-    process = _start(
-        "server", "start", "--host", host, "--port", str(port), env={n: v for n, v in os.environ.items() if n != "PREFECT_API_URL"}
-    )
+    env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {"PREFECT_UI_API_URL": url}
+    process = _start("server", "start", "--host", host, "--port", str(port), env=env)
     deadline = time.monotonic() + START
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(InputError):
