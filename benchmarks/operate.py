@@ -100,7 +100,7 @@ def story(at: Terminal, limit: int) -> None:
     until("its first batch", lambda: at.ask("SELECT 1 FROM stages WHERE stage = 'write'"))
     at.show("prefect flow-run ls --flow-name edit --flow-name targets-shard", lines=9)
     killed = killing(at)
-    print(f"$ kill -9 {killed}    # the coordinator, its worker and the gpu worker's process\n", flush=True)
+    print(f"$ kill -9 {killed}    # the coordinator, and the worker that learns\n", flush=True)
     time.sleep(3)
     at.show("metake runs", lines=6)
     at.show(f"metake rerun {run[:8]}", only=":")
