@@ -26,7 +26,7 @@ from kills import Cluster, texts
 from metake import demo
 
 SETTINGS = {"steps": "1", "rounds": "1", "bystanders": "0"}
-LAYER = 1
+LAYER = 0
 
 
 def make_model(folder: Path) -> Path:
@@ -35,7 +35,7 @@ def make_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(demo.model_path())
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, n_embd=32, n_layer=2, n_head=2, n_positions=128)
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
