@@ -18,10 +18,10 @@ deploy: .venv/ready
 	$(BIN)/python -m flows.serve --deploy-only
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile tests/e2e tests
 
 test-all: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "slow or not slow" tests/e2e tests
 
 lint: .venv/ready
 	$(BIN)/ruff check .
