@@ -66,7 +66,8 @@ class Cluster:
         return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=self.env, check=True, capture_output=True, text=True)
 
     def start(self, name: str) -> None:
-        words = ["server", "start", "--port", str(self.port)] if name == "server" else ["worker", "start", "--pool", "gpu", "--name", name]
+        server, worker = ["server", "start", "--port", str(self.port)], ["worker", "start", "--pool", "gpu", "--limit", "1", "--name", name]
+        words = server if name == "server" else worker
         with (self.folder / f"{name}.log").open("a") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "prefect", *words], cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True

@@ -36,7 +36,7 @@ COLLECT = 2.0  # seconds between two looks at what all of them have recorded
 LOST_AFTER = 30.0  # seconds without a heartbeat, after which a worker counts as lost
 RETRIES = 5  # failures of a shard, one after the other with nothing done in between
 SHARDS_PER_WORKER = 2  # so that a slow worker holds up the others for half a share at most
-SHARD_REQUESTS = 100  # and no fewer in a shard: starting one costs seconds (benchmarks/load.py)
+LEAST = {"targets": 100, "evaluate": 1000}  # requests in a shard, so that its work outlasts its start (docs/scaling.md)
 CHAIN = ("targets", "write", "evaluate_at_write")  # what is done to a batch, one after the other
 
 
@@ -83,11 +83,11 @@ def spread(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], No
 def _phases(bench: Workbench, workers: int) -> list[list[Shard]]:
     """Shards that may go on side by side, phase after phase; for a single worker all of it in one, so that it loads the model once."""
     all, sequential, measure = len(bench.batches), bench.job.mode == "sequential", bench.job.evaluate
-    least = -(-SHARD_REQUESTS // bench.job.batch_size)
-    size = max(least, -(-all // (SHARDS_PER_WORKER * workers)))
 
     def split(stage: str, *once: str) -> list[Part]:
         """A stage over all batches; stages that the run does once go with the first part."""
+        least = LEAST[stage.partition("_")[0]]
+        size = max(-(-least // bench.job.batch_size), -(-all // (SHARDS_PER_WORKER * workers)))
         return [Part((*once, stage) if first == 0 else (stage,), first, min(first + size, all)) for first in range(0, all, size)]
 
     before = split("evaluate_before", "perplexity_before") if measure else []

@@ -55,18 +55,15 @@ def _superseded(connection: duckdb.DuckDBPyConnection, part: Part, table: str) -
 
 def _insert(connection: duckdb.DuckDBPyConnection, part: Part, table: str) -> None:
     key = FIRST_STAYS.get(table) or LAST_STAYS.get(table)
-    if key is None:
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT *, ? AS part FROM incoming", [part.name])
-        return
-    same = " AND ".join(f"{table}.{column} = incoming.{column}" for column in key)
-    losing = "<" if table in LAST_STAYS else ">"
-    connection.execute(
-        f"""DELETE FROM {table} USING incoming, parts
-            WHERE {same} AND parts.part = {table}.part AND (parts.written_at, parts.part) {losing} (?, ?)""",
-        [part.written_at, part.name],
-    )
-    once = f"DISTINCT ON ({', '.join(key)})" if table in FIRST_STAYS else ""
-    connection.execute(
-        f"INSERT INTO {table} BY NAME SELECT {once} *, ? AS part FROM incoming WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})",
-        [part.name],
-    )
+    rest = ""
+    if key and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # an empty table, as in every trial, has no such row
+        same = " AND ".join(f"{table}.{column} = incoming.{column}" for column in key)
+        losing = "<" if table in LAST_STAYS else ">"
+        connection.execute(
+            f"""DELETE FROM {table} USING incoming, parts
+                WHERE {same} AND parts.part = {table}.part AND (parts.written_at, parts.part) {losing} (?, ?)""",
+            [part.written_at, part.name],
+        )
+        rest = f"WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})"
+    once = f"DISTINCT ON ({', '.join(key)})" if key and table in FIRST_STAYS else ""
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT {once} *, ? AS part FROM incoming {rest}", [part.name])
