@@ -1,4 +1,4 @@
-"""Putting one part into an open database: the rules that make the record the same in whatever order its parts arrive.
+"""Putting parts into an open database: the rules that make the record the same in whatever order its parts arrive.
 
 1. A part is ingested once: its name is in the ledger `parts`, in the same transaction as its rows.
 2. `edits` and `metrics` belong to a slot, `<run_id>/<stage>-<batch>`. A later attempt at a slot replaces what earlier attempts
@@ -7,14 +7,19 @@
 3. Where two parts tell about one thing, one row stays. Of `requests`, `models` and `artifacts`, which are named by their
    content, the first written; of `runs`, `environment`, `intake` and one place in a batch (`edits`), the last written. Whole rows win,
    not single columns.
+
+All parts of a commit go in by the same few statements: one statement a part would look through tables that grow with the parts.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
     from storage.parts import Part
 
@@ -22,48 +27,77 @@ OF_A_SLOT = ("edits", "metrics")
 FIRST_STAYS = {"requests": ("request_id",), "models": ("fingerprint",), "artifacts": ("key",)}
 LAST_STAYS = {"intake": ("out", "sha256"), "runs": ("run_id",), "environment": ("run_id",), "edits": ("run_id", "batch", "position")}
 
+#: parts that a later attempt at their slot has replaced in a table (rule 2)
+REPLACED = """(SELECT earlier.part FROM parts earlier JOIN parts later USING (run_id, slot)
+               WHERE earlier.attempt < later.attempt AND json_exists(later.rows, '$.{table}'))"""
 
-def ingest(connection: duckdb.DuckDBPyConnection, part: Part) -> bool:
-    """Adds a part's rows inside the caller's transaction. Returns False, changing nothing, when the part is in the ledger already."""
-    if connection.execute("SELECT 1 FROM parts WHERE part = ?", [part.name]).fetchone():
-        return False
-    for table, rows in part.tables.items():
-        if table in OF_A_SLOT and _superseded(connection, part, table):
-            continue
-        connection.register("incoming", rows)
-        _insert(connection, part, table)
-        connection.unregister("incoming")  # after a failure it goes with the caller's transaction, which takes no more statements
-    counts = {table: rows.num_rows for table, rows in part.tables.items()}
+
+def ingest(connection: duckdb.DuckDBPyConnection, parts: Sequence[Part]) -> int:
+    """Adds the rows of parts inside the caller's transaction; parts in the ledger are left out. Returns how many were not."""
+    known = set(connection.execute("SELECT part FROM parts WHERE part IN (SELECT unnest(?))", [[part.name for part in parts]]).fetchall())
+    new = list({part.name: part for part in parts if (part.name,) not in known}.values())
+    if new:
+        _register(connection, "ledger", _ledger(new))
+        connection.execute("INSERT INTO parts BY NAME FROM ledger")
+    for table in dict.fromkeys(table for part in new for table in part.tables):
+        _register(connection, "incoming", _rows(new, table))
+        _insert(connection, table)
+    return len(new)
+
+
+def try_rows(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
+    """Puts one part's rows into an empty database, where there is nothing to lose to. Raises what DuckDB raises."""
+    for table, rows in tables.items():
+        once = f"DISTINCT ON ({', '.join(FIRST_STAYS[table])})" if table in FIRST_STAYS else ""
+        connection.register("arrow", rows)
+        connection.execute(f"INSERT INTO {table} BY NAME SELECT {once} *, '' AS part FROM arrow")
+        connection.unregister("arrow")
+
+
+def _register(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    """As a temporary table, so that what follows reads columns of DuckDB's own."""
+    connection.register("arrow", rows)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM arrow")
+    connection.unregister("arrow")  # after a failure it goes with the caller's transaction, which takes no more statements
+
+
+def _ledger(parts: Sequence[Part]) -> pa.Table:
+    import pyarrow as pa
+
+    names = ("run_id", "slot", "attempt", "written_at", "sha256")
+    rows = [json.dumps({table: rows.num_rows for table, rows in part.tables.items()}) for part in parts]
+    return pa.table({"part": [part.name for part in parts], **{n: [getattr(part, n) for part in parts] for n in names}, "rows": rows})
+
+
+def _rows(parts: Sequence[Part], table: str) -> pa.Table:
+    import pyarrow as pa
+
+    made = [(part.name, part.tables[table]) for part in parts if table in part.tables]
+    return pa.concat_tables([rows.append_column("part", pa.array([name] * rows.num_rows, pa.string())) for name, rows in made])
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Puts the rows of `incoming` into their table, by rules 2 and 3."""
+    if table in OF_A_SLOT:
+        for rows in (table, "incoming"):
+            connection.execute(f"DELETE FROM {rows} WHERE part IN {REPLACED.format(table=table)}")
+    first, key = table in FIRST_STAYS, FIRST_STAYS.get(table) or LAST_STAYS.get(table)
+    if key is None:
+        connection.execute(f"INSERT INTO {table} BY NAME FROM incoming")
+        return
+    same = " AND ".join(f"{table}.{column} = winners.{column}" for column in key)
+    nowhere = " OR ".join(f"{column} IS NULL" for column in key)  # a rejected request has no place in a batch
+    rank, order = ("row_number", "") if first else ("rank", "DESC")  # one part that says two last things is refused by the table's own key
     connection.execute(
-        "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [part.name, part.run_id, part.slot, part.attempt, part.written_at, part.sha256, counts],
+        f"""CREATE OR REPLACE TEMP TABLE winners AS
+            SELECT incoming.*, written_at FROM incoming JOIN (SELECT part, written_at FROM parts) USING (part)
+            QUALIFY {nowhere} OR {rank}() OVER (PARTITION BY {", ".join(key)} ORDER BY written_at {order}, part {order}) = 1"""
     )
-    return True
-
-
-def _superseded(connection: duckdb.DuckDBPyConnection, part: Part, table: str) -> bool:
-    """Whether a later attempt at the slot is in already; otherwise what earlier attempts left in the table goes."""
-    others = connection.execute(
-        "SELECT part, attempt FROM parts WHERE run_id = ? AND slot = ? AND json_exists(rows, ?)", [part.run_id, part.slot, f"$.{table}"]
-    ).fetchall()
-    if any(attempt > part.attempt for _, attempt in others):
-        return True
-    for earlier, _ in others:
-        connection.execute(f"DELETE FROM {table} WHERE part = ?", [earlier])
-    return False
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, part: Part, table: str) -> None:
-    key = FIRST_STAYS.get(table) or LAST_STAYS.get(table)
-    rest = ""
-    if key and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # an empty table, as in every trial, has no such row
-        same = " AND ".join(f"{table}.{column} = incoming.{column}" for column in key)
-        losing = "<" if table in LAST_STAYS else ">"
-        connection.execute(
-            f"""DELETE FROM {table} USING incoming, parts
-                WHERE {same} AND parts.part = {table}.part AND (parts.written_at, parts.part) {losing} (?, ?)""",
-            [part.written_at, part.name],
-        )
-        rest = f"WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})"
-    once = f"DISTINCT ON ({', '.join(key)})" if key and table in FIRST_STAYS else ""
-    connection.execute(f"INSERT INTO {table} BY NAME SELECT {once} *, ? AS part FROM incoming {rest}", [part.name])
+    connection.execute(
+        f"""DELETE FROM {table} USING winners, parts WHERE {same} AND parts.part = {table}.part
+            AND (parts.written_at, parts.part) {">" if first else "<"} (winners.written_at, winners.part)"""
+    )
+    connection.execute(
+        f"""INSERT INTO {table} BY NAME
+            SELECT * EXCLUDE (written_at) FROM winners WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})"""
+    )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.artifacts import PARTS, ArtifactStore
 from storage.errors import BadName, PartConflict, RowRefused
-from storage.ingest import ingest
+from storage.ingest import try_rows
 from storage.schema import columns_of, scratch
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ def _tried(name: str, rows: Rows) -> dict[str, pa.Table]:
     """
     import duckdb
 
-    run_id, slot, attempt = _parsed(name)
+    _parsed(name)
     trial = _trial(os.getpid())
     tables = {table: _arrow(table, made, trial.columns) for table, made in rows.items()}
     with trial.alone:
         trial.connection.execute("BEGIN")
         try:
-            ingest(trial.connection, Part(name, run_id, slot, attempt, datetime.now(UTC).replace(tzinfo=None), "", tables))
+            try_rows(trial.connection, tables)
         except duckdb.Error as error:
             raise RowRefused(f"The part {name} does not fit the database: {error}.", fix="Correct the rows.") from error
         finally:

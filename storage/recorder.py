@@ -53,7 +53,7 @@ class Recorder:
         Raises: ArtifactMissing or ArtifactDamaged, naming the file, before anything is written; DatabaseBusy; DatabaseTooNew.
         """
         parts = [read_part(self.store, name) for name in dict.fromkeys(names)]
-        return self._ingest(sorted(parts, key=lambda part: (part.written_at, part.name)))
+        return self._ingest(parts)
 
     def catch_up(self, run_id: str | None = None) -> int:
         """Commits all parts in the store (or of one run) that the database lacks, as after a kill. Returns how many were new."""
@@ -77,7 +77,7 @@ class Recorder:
                 try:
                     migrate(connection)
                     connection.execute("BEGIN")
-                    new = sum(ingest(connection, part) for part in parts)
+                    new = ingest(connection, parts)
                     connection.execute("COMMIT")
                     return new
                 except duckdb.TransactionException as error:  # another thread of this process committed meanwhile
