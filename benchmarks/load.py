@@ -18,12 +18,14 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC
 from pathlib import Path
 
 import torch
 from kills import Cluster, texts
 
 from metake import demo
+from storage import Database
 
 SETTINGS = {"steps": "1", "rounds": "1", "bystanders": "0"}
 LAYER = 0
@@ -132,10 +134,27 @@ def main() -> None:
             cluster.end()
 
 
+def starts(cluster: Cluster, database: Database) -> list[float]:
+    """Seconds from a worker's taking a share to the first stage of it: a process, its imports, and the plan."""
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    first = {(row["stage"], row["batch"]): row["started_at"] for row in database.query("SELECT stage, batch, started_at FROM stages")}
+    found = []
+    with temporary_settings({PREFECT_API_URL: cluster.env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
+        for run in client.read_flow_runs():
+            taken = [s.timestamp for s in client.read_flow_run_states(run.id) if s.name == "Pending"]
+            parts = run.parameters.get("parts", [])
+            began = [
+                first[stage, batch] for stages, low, _ in parts for stage in stages for batch in (low, None) if (stage, batch) in first
+            ]
+            if taken and began:
+                found.append((min(began).replace(tzinfo=UTC) - min(taken)).total_seconds())
+    return found
+
+
 def report(cluster: Cluster, home: Path, given: argparse.Namespace, wall: float, memory: list[int], bare: float) -> None:
     """Prints what was found; nothing here is asserted but that every batch is there once."""
-    from storage import Database
-
     database = Database(home / "metake.duckdb")
     (once,) = database.query(
         """SELECT count(*) FILTER (stage = 'write') AS writes, count(DISTINCT batch) FILTER (stage = 'write') AS batches,
@@ -153,6 +172,8 @@ def report(cluster: Cluster, home: Path, given: argparse.Namespace, wall: float,
     took, inside = (1000 * chain[name] / given.batches for name in ("seconds", "inside"))
     print(f"chain of targets, write, evaluate at write: {took:.0f} ms a batch; in stages {inside:.0f} ms")
     print(f"bare loop, no Prefect, no store: {1000 * bare / given.batches:.0f} ms a batch")
+    began = starts(cluster, database)
+    print(f"start of a share: {statistics.median(began):.1f} s (median of {len(began)})")
     print(f"overhead: {1000 * (chain['seconds'] - bare) / given.batches:.0f} ms a batch")
     print(
         f"coordinator's memory: {statistics.median(memory[:middle]) / 2**20:.0f} MiB in the first half, "
