@@ -32,10 +32,6 @@ class Step:
     stage: str
     arguments: tuple[Any, ...]
 
-    def do(self, bench: Workbench, by: Any = stages) -> Ref:
-        """Does the stage, unless there is nothing to do. `by` has the functions of `flows.stages`, or tasks of the same names."""
-        return getattr(by, self.stage)(bench, *self.arguments)
-
 
 class Rehearsal(Workbench):
     """A workbench on which nothing is made: every stage only says which artefact it would make."""

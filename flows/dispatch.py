@@ -77,7 +77,7 @@ def spread(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], No
                 crew.do(shards)
     done = crew.recorded()
     bench.record.attempt = crew.attempt + 1  # workers have recorded under those before
-    return {slot: step.ref if slot in done else step.do(bench, tasks) for slot, step in steps.items()}
+    return {slot: step.ref if slot in done else tasks.do(bench, step) for slot, step in steps.items()}
 
 
 def _phases(bench: Workbench, workers: int) -> list[list[Shard]]:

@@ -172,7 +172,7 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
         """Does those that are steps of this run, and returns them."""
         ours = [slot for slot in slots if slot in steps]
         for slot in ours:
-            refs[slot] = steps[slot].do(bench, tasks)
+            refs[slot] = tasks.do(bench, steps[slot])
         return ours
 
     say(f"statistics: {_took(bench, *do(('statistics', None)))}")

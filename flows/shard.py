@@ -102,7 +102,7 @@ def _work(bench: Workbench, parts: Sequence[Part]) -> None:
     log, steps = get_run_logger(), course(bench)
     for part in parts:
         for slot in part.slots(steps):
-            steps[slot].do(bench, tasks)
+            tasks.do(bench, steps[slot])
             seconds = bench.seconds[slot]
             log.info(f"{step_name(slot)}: {'cached' if seconds is None else f'{seconds:.1f} s'}")
 

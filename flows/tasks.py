@@ -1,6 +1,7 @@
 """The stages as Prefect tasks: each run of one has a name, a state and a log of its own in Prefect's record.
 
 Tasks hand references to artefacts to one another, never tensors. A task whose artefact was there already ends in the state *Cached*.
+Of a stage with many short steps only the first are tasks (`do`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows import earlier, stages
-from flows.workbench import Ref
+from flows.course import Step
+from flows.workbench import Ref, Workbench
+
+FEW = 20  # batches whose steps are tasks in any case
+WORTH = 0.25  # seconds from which a step is worth a task: Prefect's server needs about a tenth of one to record it (docs/scaling.md)
 
 
 def stage(do: Callable[..., Ref], run_name: str) -> Callable[..., Ref]:
@@ -42,3 +47,10 @@ perplexity = stage(stages.perplexity, "perplexity {moment}")
 publish = stage(stages.publish, "publish")
 hold = stage(stages.hold, "hold")
 evaluate_earlier = stage(earlier.evaluate_earlier, "evaluate earlier {moment}")
+
+
+def do(bench: Workbench, step: Step) -> Ref:
+    """Does a step of a run: as a task, or plainly where its stage has had many batches and the last took next to no time."""
+    stage, batch = step.slot
+    short = batch is not None and batch >= FEW and (bench.seconds.get((stage, batch - 1), WORTH) or 0) < WORTH
+    return (getattr(stages, step.stage) if short else globals()[step.stage])(bench, *step.arguments)
