@@ -6,7 +6,7 @@ Of a stage with many short steps only the first are tasks (`do`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows import earlier, stages
-from flows.course import Step
+from flows.course import Slot, Step
 from flows.workbench import Ref, Workbench
 
 FEW = 20  # batches whose steps are tasks in any case
@@ -50,7 +50,12 @@ evaluate_earlier = stage(earlier.evaluate_earlier, "evaluate earlier {moment}")
 
 
 def do(bench: Workbench, step: Step) -> Ref:
-    """Does a step of a run: as a task, or plainly where its stage has had many batches and the last took next to no time."""
-    stage, batch = step.slot
-    short = batch is not None and batch >= FEW and (bench.seconds.get((stage, batch - 1), WORTH) or 0) < WORTH
-    return (getattr(stages, step.stage) if short else globals()[step.stage])(bench, *step.arguments)
+    """Does a step of a run: as a task, or plainly where that would cost more than it tells (`worth_a_task`)."""
+    stage = globals()[step.stage] if worth_a_task(step.slot, bench.seconds) else getattr(stages, step.stage)
+    return stage(bench, *step.arguments)
+
+
+def worth_a_task(slot: Slot, seconds: Mapping[Slot, float | None]) -> bool:
+    """False for a batch that comes late in its stage, where the one before took next to no time or was cached."""
+    stage, batch = slot
+    return batch is None or batch < FEW or (seconds.get((stage, batch - 1), WORTH) or 0) >= WORTH
