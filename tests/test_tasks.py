@@ -1,10 +1,11 @@
 """Which steps of a run Prefect hears of as tasks."""
 
+from flows.course import Slot
 from flows.tasks import FEW, WORTH, worth_a_task
 
 
 def test_first_batches_and_stages_without_batches_are_always_tasks():
-    quick = {("targets", b): 0.0 for b in range(FEW)}
+    quick: dict[Slot, float | None] = {("targets", b): 0.0 for b in range(FEW)}
     assert all(worth_a_task(("targets", b), quick) for b in range(FEW))
     assert worth_a_task(("statistics", None), quick)
 
