@@ -13,6 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ class Neighbour:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with a __dict__, where content_id is kept: a run names every request many times
 class Request:
     """One fact to write.
 
@@ -50,7 +51,7 @@ class Request:
     rephrases: tuple[str, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
 
-    @property
+    @cached_property
     def content_id(self) -> str:
         """SHA-256 (hex) of the canonical JSON of every field but `id`: what is asked, however and wherever it was written down."""
         return _content_id({name: value for name, value in asdict(self).items() if name != "id"})
