@@ -278,12 +278,11 @@ class Replay:
     def _targets(self, bench: Workbench, known: Ref, number: int, batch: Batch, deltas: Sequence[Ref]) -> Ref:
         """The targets of a batch: as they were learned where nothing changed, else kept or learned again."""
         learned = self.home.store.manifest("targets", batch.origin)["meaning"]
-        others = [r.content_id for i, b in enumerate(bench.batches) if i != number for r in b] if bench.job.mode == "simultaneous" else []
         now = {
             "model": bench.plan.model["fingerprint"],
             "deltas": stages.digest_of([d.key for d in deltas]),
             "requests": list(batch.requests),
-            "together_with": stages.digest_of(others),
+            "together_with": stages.digest_of([bench.batch_names[i] for i in stages.together_with(bench, number)]),
         }
         if now == {name: learned[name] for name in now}:
             return bench.make("targets", "targets", learned, _lost(batch.origin), batch=number)
@@ -304,7 +303,8 @@ class Replay:
 
     def _write(self, bench: Workbench, known: Ref, number: int, batch: Batch, targets: Sequence[Ref], deltas: Sequence[Ref]) -> Ref:
         """The update of a batch: the one that was written, where its targets are those it was written from."""
-        if tuple(t.key for t in targets) != batch.targets:
+        keys = [t.key for t in targets]
+        if batch.targets not in keys or stages.solved_with(keys) != batch.together_with:
             self.counts["solved"] += 1
             self.reporter.line(f"batch {number + 1}: solved again")
             return stages.write(bench, known, number, targets, deltas)

@@ -186,6 +186,11 @@ class Workbench:
         size, requests = self.job.batch_size, self.plan.requests
         return [requests[i : i + size] for i in range(0, len(requests), size)]
 
+    @cached_property
+    def batch_names(self) -> list[str]:
+        """A digest of the requests of each batch, made once: every batch of a joint write names all others."""
+        return [hashlib.sha256("\n".join(r.content_id for r in batch).encode()).hexdigest() for batch in self.batches]
+
     # -- the model -------------------------------------------------------------------------------------------------------------
     @cached_property
     def lm(self) -> LanguageModel:

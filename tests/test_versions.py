@@ -138,7 +138,7 @@ def test_what_cannot_be_undone_is_said(ten):
 def test_removing_and_restoring_facts_are_inverse():
     from flows.lineage import Batch, Segment
 
-    batches = tuple(Batch((f"a{i}", f"b{i}"), f"t{i}", (f"t{i}",), 0, f"d{i}") for i in range(3))
+    batches = tuple(Batch((f"a{i}", f"b{i}"), f"t{i}", f"t{i}", None, f"d{i}") for i in range(3))
     before = [Segment("m", "v", "r", ("d0", "d1", "d2"), batches)]
     less = without(before, {"a0", "a1", "b1"})
     assert [b.requests for b in less[0].batches] == [("b0",), ("a2", "b2")]
