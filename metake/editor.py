@@ -123,11 +123,11 @@ class Editor:
         s, priors = self.settings, dict(self.priors)
         own = bystander_keys(self.lm, requests, s.layers, s.batch_tokens) if s.bystanders else {}
         for l in s.layers:
-            keys, *beside = self._joint.of(others, l, s.batch_tokens) if others else [None]
-            if keys is not None:
+            joint = self._joint.of(others, l, s.batch_tokens)
+            for keys in joint[:1]:
                 priors[l] = priors[l].extended(keys)
             if own:
-                priors[l] = priors[l].extended(s.bystanders**0.5 * torch.cat([own[l], *beside], 1))
+                priors[l] = priors[l].extended(s.bystanders**0.5 * torch.cat([own[l], *joint[1:]], 1))
         return priors
 
     # -- lower level -----------------------------------------------------------------------------------------------------------

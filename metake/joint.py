@@ -31,7 +31,7 @@ class JointKeys:
         self._read: dict[Batch, tuple[dict[int, Tensor], ...]] = {}
 
     def of(self, batches: Sequence[Batch], layer: int, budget: int) -> list[Tensor]:
-        """K (d_in, N) float64 of the requests of batches, in their order; and where bystanders are asked for, their keys (d_in, M)."""
+        """K (d_in, N) float64 of the requests of batches, in order, and then those of bystanders, if asked for; none of no batches."""
         found = [self._of(batch, budget) for batch in batches]
         return [torch.cat([keys[layer] for keys in each], 1).to(self.lm.device).double() for each in zip(*found, strict=True)]
 
