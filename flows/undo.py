@@ -59,13 +59,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Options:
-    """How to do it: where the result goes, why, and how much is done again."""
+    """How to do it: where the result goes, why, how much is done again, and whether another run that writes there is waited for."""
 
     out: Path
     reason: str | None = None
     relearn: bool = False
     corpus: str | None = None
     evaluate: bool = True
+    wait: bool = False
 
 
 def without(segments: Sequence[Segment], gone: Iterable[str], run_id: str | None = None) -> list[Segment]:
@@ -214,7 +215,7 @@ def replay(home: Home, change: Change, options: Options, reporter: Reporter) -> 
     """
     check_out(options.out)
     replay = Replay(home, change, options, reporter)
-    with holding(options.out, f"{replay.name}, {replay.run_id}"):
+    with holding(options.out, f"{replay.name}, {replay.run_id}", wait=options.wait, say=reporter.line):
         return replay.run()
 
 
