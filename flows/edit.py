@@ -142,13 +142,12 @@ def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], No
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
         limits = read_limits(job.limits)
-        facts_before = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else []
+        bench.earlier = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else ()
         steps = course(bench)
         refs = spread(bench, steps, say) if job.workers else _here(bench, steps, say)
         known, deltas = refs["statistics", None], [refs["write", b] for b in range(len(bench.batches))]
-        asked = [tasks.evaluate_earlier(bench, known, m, facts_before, d) for m, d in (("before", []), ("after", deltas)) if facts_before]
         result = _result(bench, {moment: stages.metrics(bench, there) for moment in MOMENTS if (there := of_moment(refs, moment))})
-        found = [stages.metrics(bench, [ref]) for ref in asked]
+        found = [stages.metrics(bench, [refs[f"evaluate_earlier_{m}", None]]) for m in ("before", "after") if bench.earlier]
         broken_limits = broken(limits, result["numbers"], earlier.lost(found[0], found[1], limits.metric) if found else (0, 0))
         card = model_card(result, bench.plan.settings.to_dict())
         held = bool(broken_limits) and not run.publish_anyway
@@ -176,7 +175,7 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
         return ours
 
     say(f"statistics: {_took(bench, *do(('statistics', None)))}")
-    if done := do(("perplexity_before", None), *(("evaluate_before", b) for b in order)):
+    if done := do(("perplexity_before", None), ("evaluate_earlier_before", None), *(("evaluate_before", b) for b in order)):
         say(f"before: {_took(bench, *done)}")
     if bench.job.mode == "simultaneous":
         for b in order:
@@ -191,7 +190,7 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
                 + ", ".join(f"{slot[0].replace('_', ' ')} {_took(bench, slot)}" for slot in done)
                 + _facts_that_hold(bench, refs, b)
             )
-    if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None)):
+    if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None), ("evaluate_earlier_after", None)):
         say(f"after: {_took(bench, *done)}")
     return refs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from metake.requests import RequestSet
 if TYPE_CHECKING:
     from metake.model import LanguageModel
 
+EARLIER = "earlier_"  # begins the metrics' names of earlier runs' facts, so that no view takes them for those of the run's own
 STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
@@ -242,6 +243,26 @@ def evaluate(bench: Workbench, statistics: Ref, moment: str, batch: int, deltas:
             _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=bench.batch_tokens, progress=progress))
 
     return bench.make(f"evaluate_{moment}", "answers", meaning, build, batch=batch, rows=_metric_rows(moment))
+
+
+def evaluate_earlier(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[Ref] = ()) -> Ref:
+    """Asks the model that `deltas` left for the facts of earlier runs."""
+    meaning = _state(bench, deltas) | {
+        "facts": [r.content_id for r in bench.earlier],
+        "batch_tokens": bench.plan.settings.batch_tokens,
+    }
+
+    def build(folder: Path, progress: Any) -> None:
+        from metake.evaluation import evaluate
+
+        bare = [replace(r, rephrases=(), neighbours=()) for r in bench.earlier]
+        ids = {b.content_id: r.content_id for b, r in zip(bare, bench.earlier, strict=True)}
+        with bench.as_saved(statistics, deltas) as lm:
+            found = evaluate(lm, bare, batch_tokens=bench.batch_tokens, progress=progress)
+        rows = [{**row, "request_id": ids[row["request_id"]], "name": EARLIER + row["name"]} for row in found]
+        _write_json(folder / "metrics.json", rows)
+
+    return bench.make(f"evaluate_earlier_{moment}", "answers", meaning, build, rows=_metric_rows(moment))
 
 
 def perplexity(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[Ref] = ()) -> Ref:

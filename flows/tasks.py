@@ -13,7 +13,7 @@ from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows import earlier, stages
+from flows import stages
 from flows.workbench import Ref
 
 
@@ -41,4 +41,4 @@ evaluate = stage(stages.evaluate, "evaluate {moment} {batch:04d}")
 perplexity = stage(stages.perplexity, "perplexity {moment}")
 publish = stage(stages.publish, "publish")
 hold = stage(stages.hold, "hold")
-evaluate_earlier = stage(earlier.evaluate_earlier, "evaluate earlier {moment}")
+evaluate_earlier = stage(stages.evaluate_earlier, "evaluate earlier {moment}")
