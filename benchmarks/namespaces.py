@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from kills import texts
 
@@ -78,70 +80,89 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two, ExitStack() as stack:
-        ours, theirs = Path(one), Path(two)
-        base = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "METAKE_", "AWS_"))}
-        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false", "PYTHONPATH": str(ROOT)}
-        shared = base | quiet | KEYS | {"PREFECT_API_URL": f"http://{HERE}:4200/api", "AWS_ENDPOINT_URL": f"http://{HERE}:5000"}
-        coordinator = shared | {
-            "PREFECT_HOME": str(ours / "prefect"),
-            "XDG_CACHE_HOME": str(ours / "cache"),
-            "METAKE_DATABASE": str(ours / "metake.duckdb"),
-        }
-        worker = shared | {"PREFECT_HOME": str(theirs / "prefect"), "XDG_CACHE_HOME": str(theirs / "cache")}
-        model = ours / "model"
-        small = ["--limit", "12", "--batch-size", "4", "--layers", "2", "--tokens", "4000", "--set", "steps=10", *texts(ours)]
+class Ground:
+    """Folders and environments of both sides, and what is asked of them.
+
+    Args:
+        ours: the coordinator's folder, which the worker does not see.
+        theirs: the worker's.
+    """
+
+    def __init__(self, ours: Path, theirs: Path):
         from metake import demo
 
-        subprocess.run(["cp", "-r", str(demo.model_path()), str(model)], check=True)
-        subprocess.run(["cp", str(demo.requests_path()), str(ours / "requests.jsonl.gz")], check=True)
-        asked = ["edit", str(ours / "requests.jsonl.gz"), "--model", str(model), *small]
-        python, stack_enter = sys.executable, stack.enter_context
-        stack_enter(namespaces())
-        server = {name: value for name, value in coordinator.items() if name != "PREFECT_API_URL"}
-        stack_enter(
-            background(inside(COORDINATOR, python, "-m", "prefect", "server", "start", "--host", HERE), server, ROOT, ours / "server.log")
-        )
-        stack_enter(
-            background(inside(COORDINATOR, python, "-m", "moto.server", "-H", HERE, "-p", "5000"), coordinator, ROOT, ours / "s3.log")
-        )
+        self.ours, self.theirs = ours, theirs
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_UI_ENABLED": "false", "PYTHONPATH": str(ROOT)}
+        base = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "METAKE_", "AWS_"))} | quiet
+        shared = base | KEYS | {"PREFECT_API_URL": f"http://{HERE}:4200/api", "AWS_ENDPOINT_URL": f"http://{HERE}:5000"}
+        own = {"PREFECT_HOME": str(ours / "prefect"), "XDG_CACHE_HOME": str(ours / "cache"), "METAKE_DATABASE": str(ours / "metake.duckdb")}
+        self.coordinator = shared | own
+        self.worker = shared | {"PREFECT_HOME": str(theirs / "prefect"), "XDG_CACHE_HOME": str(theirs / "cache")}
+        self.alone = base | {"PREFECT_HOME": str(ours / "prefect-alone")}
+        shutil.copytree(demo.model_path(), ours / "model")
+        shutil.copy(demo.requests_path(), ours / "requests.jsonl.gz")
+        small = ["--limit", "12", "--batch-size", "4", "--layers", "2", "--tokens", "4000", "--set", "steps=10", *texts(ours)]
+        self.asked = ["edit", str(ours / "requests.jsonl.gz"), "--model", str(ours / "model"), *small]
+
+    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A module of ours on the coordinator's side, until it ends."""
+        command = inside(COORDINATOR, sys.executable, "-m", *words)
+        return subprocess.run(command, **{"env": self.coordinator, "cwd": self.ours, "text": True, **options})
+
+
+@contextmanager
+def servers(ground: Ground):
+    """Prefect's server and an S3-compatible one with a bucket, on the coordinator's side."""
+    without = {name: value for name, value in ground.coordinator.items() if name != "PREFECT_API_URL"}
+    prefect = inside(COORDINATOR, sys.executable, "-m", "prefect", "server", "start", "--host", HERE)
+    s3 = inside(COORDINATOR, sys.executable, "-m", "moto.server", "-H", HERE, "-p", "5000")
+    with (
+        background(prefect, without, ROOT, ground.ours / "server.log"),
+        background(s3, ground.coordinator, ROOT, ground.ours / "s3.log"),
+    ):
         urls = f"'http://{HERE}:4200/api/health', r.Request('http://{HERE}:5000/metake', method='PUT')"  # the second makes the bucket
         ask = f"import urllib.request as r; [r.urlopen(url) for url in ({urls})]"
         deadline = time.monotonic() + 90
-        while subprocess.run(inside(COORDINATOR, python, "-c", ask), capture_output=True).returncode:
+        while subprocess.run(inside(COORDINATOR, sys.executable, "-c", ask), capture_output=True).returncode:
             assert time.monotonic() < deadline, "the servers did not start"
             time.sleep(1)
-        subprocess.run(
-            inside(COORDINATOR, python, "-m", "flows.serve", "--deploy-only"), env=coordinator, cwd=ROOT, check=True, capture_output=True
-        )
-        start = inside(
-            WORKER, python, "-m", "prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--name", "there", hide=ours
-        )
-        stack_enter(background(start, worker, ROOT, theirs / "worker.log"))
-        options = ["--home", "s3://metake/home", "--out", str(ours / "out"), "--workers", "targets-shard/targets-shard"]
+        yield
+
+
+def spread(ground: Ground) -> None:
+    """The run by a worker on the other side, and who did what."""
+    ground.run("flows.serve", "--deploy-only", cwd=ROOT, check=True, capture_output=True)
+    start = ("-m", "prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--name", "there")
+    log = ground.theirs / "worker.log"
+    with background(inside(WORKER, sys.executable, *start, hide=ground.ours), ground.worker, ROOT, log):
+        options = ["--home", "s3://metake/home", "--out", str(ground.ours / "out"), "--workers", "targets-shard/targets-shard"]
         clock = time.monotonic()
-        done = subprocess.run(
-            inside(COORDINATOR, python, "-m", "flows.cli", *asked, *options), env=coordinator, cwd=ours, text=True, stderr=subprocess.PIPE
-        )
-        assert done.returncode == 0, f"{done.stderr}\n{(theirs / 'worker.log').read_text()[-3000:]}"
+        done = ground.run("flows.cli", *ground.asked, *options, stderr=subprocess.PIPE)
+        assert done.returncode == 0, f"{done.stderr}\n{log.read_text()[-3000:]}"
         print(done.stderr)
         query = "SELECT DISTINCT worker, list(DISTINCT stage) AS stages FROM stages GROUP BY worker"
-        subprocess.run(
-            inside(COORDINATOR, python, "-m", "flows.cli", "sql", "--home", "s3://metake/home", query),
-            env=coordinator,
-            cwd=ours,
-            check=True,
-        )
+        ground.run("flows.cli", "sql", "--home", "s3://metake/home", query, check=True)
         print(f"two namespaces: {time.monotonic() - clock:.0f} s; the coordinator at {HERE}, the worker at {THERE}")
-        alone = {name: value for name, value in base.items()} | quiet | {"PREFECT_HOME": str(ours / "prefect-alone")}
-        words = [python, "-m", "flows.cli", *asked, "--home", str(ours / "alone"), "--out", str(ours / "alone-out"), "--quiet"]
-        subprocess.run(words, env=alone, cwd=ours, check=True, capture_output=True)
-        same = digest(ours / "out") == digest(ours / "alone-out")
-        verdict = "the same bits" if same else "OTHER BITS"
-        print(f"checkpoint {digest(ours / 'out')[:16]}, in one process {digest(ours / 'alone-out')[:16]}: {verdict}")
-        return int(not same)
+
+
+def alone(ground: Ground) -> None:
+    """The same run in one process, outside both namespaces."""
+    options = ["--home", str(ground.ours / "alone"), "--out", str(ground.ours / "alone-out"), "--quiet"]
+    words = [sys.executable, "-m", "flows.cli", *ground.asked, *options]
+    subprocess.run(words, env=ground.alone, cwd=ground.ours, check=True, capture_output=True)
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+        ground = Ground(Path(ours), Path(theirs))
+        with namespaces(), servers(ground):
+            spread(ground)
+        alone(ground)
+        found, wanted = digest(ground.ours / "out"), digest(ground.ours / "alone-out")
+        verdict = "the same bits" if found == wanted else "OTHER BITS"
+        print(f"checkpoint {found[:16]}, in one process {wanted[:16]}: {verdict}")
+        return int(found != wanted)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,19 @@ from prefect import flow
 
 from flows.edit import edit
 from flows.home import record_of
+from flows.parameters import described
 from flows.rerun import CONTINUES, continuing, with_base
 from flows.versions import Home
 
 
 @flow(name="rerun", log_prints=False, persist_result=False)
+@described
 def rerun(run: str, first: Literal["evaluate", "publish"] | None = None, home: str = ".metake") -> dict[str, Any]:
     """Goes on with a run that failed, was stopped or was killed, under its own id; or does a stage of it again.
 
     Args:
         run: Name of the run, or the beginning of its id or of the version it made.
         first: Stage to do again in any case, with those after it. Empty: only what is missing.
-        home: Folder or URL of the artefacts.
     """
     arguments, continued = continuing(record_of(home), run, first)
     CONTINUES.set(continued)

@@ -95,6 +95,7 @@ def _register_undo(commands: Any) -> None:
             "--evaluate", action=argparse.BooleanOptionalAction, default=True, help="also measure the facts that stay (default: yes)"
         )
         command.add_argument("--out", required=True, metavar="DIR")
+        command.add_argument("--wait", action="store_true", help="wait for another run that writes to the same --out, instead of refusing")
         command.add_argument("--quiet", action="store_true")
         _add_base(command)
 
@@ -215,7 +216,7 @@ def _replay(given: argparse.Namespace, change: Any) -> int:
     from flows.show import undone_text
     from flows.undo import Options, replay
 
-    options = Options(Path(given.out), given.reason, given.relearn, given.corpus, given.evaluate)
+    options = Options(Path(given.out), given.reason, given.relearn, given.corpus, given.evaluate, given.wait)
     made = replay(_home(given), change, options, for_terminal(quiet=given.quiet))
     print(undone_text(_database(given), made["run_id"]) + "\n")
     print(f"batches    {made['reused']} as they were, {made['solved']} solved again, {made['learned']} of them learned again")

@@ -11,7 +11,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.edit import Count, edit
+from flows.edit import edit
+from flows.parameters import Count, described
 from flows.report import cells
 from metake.errors import InputError
 
@@ -19,6 +20,7 @@ AFTER = 3  # the column of `flows.report.cells` with the figures after all batch
 
 
 @flow(name="compare-methods", log_prints=False, persist_result=False)
+@described
 def compare_methods(
     methods: Annotated[list[str], Field(min_length=1)] = ["metake", "alphaedit", "memit"],  # noqa: B006
     requests: str | None = None,
@@ -43,23 +45,8 @@ def compare_methods(
 
     Args:
         methods: The methods, in the order in which they are run.
-        requests: File, datasets folder or hub id with the edit requests. Empty: the bundled ones.
-        model: Folder or hub id of the model. Empty: the bundled one.
-        mode: sequential or simultaneous, as of an edit.
-        batch_size: Requests that are learned and written together.
         out: Folder for the edited models, one folder in it for each method.
-        layout: How the requests are laid out; auto recognises it.
-        limit: Take only the first so many requests.
-        layers: Layers to edit, ascending. Empty: the model's preset.
-        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
-        corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
-        heldout: Text for perplexity. Empty: the bundled text.
-        seed: Seed of whatever is random.
-        dtype: Precision to compute in.
-        device: cpu, cuda or cuda:0.
-        on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         settings: Any other hyper-parameter, by name, for all methods.
-        home: Folder of the artefacts and the database.
 
     Returns:
         For each method what `flows.edit.edit` returns, or {method, error} where its edit failed: the others are run all the same.

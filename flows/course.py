@@ -38,7 +38,7 @@ class Rehearsal(Workbench):
 
     def __init__(self, bench: Workbench):
         super().__init__(bench.job, run_id=bench.run_id, name=bench.name)
-        self.plan, self.batches = bench.plan, bench.batches
+        self.plan, self.batches, self.earlier = bench.plan, bench.batches, bench.earlier
         self.steps: dict[Slot, Step] = {}
         self._slot: Slot = ("", None)
 
@@ -61,6 +61,8 @@ def course(bench: Workbench) -> dict[Slot, Step]:
     known = on.step("statistics")
     if measure:
         on.step("perplexity", known, "before")
+        if bench.earlier:
+            on.step("evaluate_earlier", known, "before")
         for b in order:
             on.step("evaluate", known, "before", b)
     deltas: tuple[Ref, ...] = ()
@@ -77,9 +79,11 @@ def course(bench: Workbench) -> dict[Slot, Step]:
         for b in order:
             on.step("evaluate", known, "after", b, deltas)
         on.step("perplexity", known, "after", deltas)
+        if bench.earlier:
+            on.step("evaluate_earlier", known, "after", deltas)
     return on.steps
 
 
 def of_moment(refs: Mapping[Slot, Ref], moment: str) -> list[Ref]:
-    """What was measured at a moment: `before`, `at_write` or `after`."""
-    return [ref for (stage, _), ref in refs.items() if stage.endswith(f"_{moment}")]
+    """What was measured of the run's own facts and of text at a moment: `before`, `at_write` or `after`."""
+    return [ref for (stage, _), ref in refs.items() if stage in (f"evaluate_{moment}", f"perplexity_{moment}")]

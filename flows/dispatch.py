@@ -24,6 +24,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows import tasks
 from flows.course import Slot, Step
+from flows.earlier import keep
 from flows.inputs import ship
 from flows.shard import REFUSED, Part, beat_name
 from flows.workbench import Ref, Workbench, source_digest
@@ -90,8 +91,9 @@ def _phases(bench: Workbench, workers: int) -> list[list[Shard]]:
         size = max(-(-least // bench.job.batch_size), -(-all // (SHARDS_PER_WORKER * workers)))
         return [Part((*once, stage) if first == 0 else (stage,), first, min(first + size, all)) for first in range(0, all, size)]
 
-    before = split("evaluate_before", "perplexity_before") if measure else []
-    at_write, after = (split("evaluate_at_write"), split("evaluate_after", "perplexity_after")) if measure else ([], [])
+    before = split("evaluate_before", "perplexity_before", "evaluate_earlier_before") if measure else []
+    at_write = split("evaluate_at_write") if measure else []
+    after = split("evaluate_after", "perplexity_after", "evaluate_earlier_after") if measure else []
     if sequential:  # one chain; its order holds, so there is nothing to share out
         chain = [[Part(CHAIN if measure else CHAIN[:2], 0, all), *before]]
     else:
@@ -113,6 +115,7 @@ class Crew:
         self.bench, self.steps, self.say = bench, steps, say
         self.job, self.store, self.run_id = bench.job, bench.store, bench.run_id
         self.arguments: dict[str, Any] = {}
+        self.earlier: str | None = None
         self.attempt = bench.record.attempt
         self._done: set[Slot] = set()  # found in the store
         self._told: set[int] = set()  # batches that were told of
@@ -122,9 +125,12 @@ class Crew:
 
     # -- what is done ------------------------------------------------------------------------------------------------------------
     def lacking(self, slots: Iterable[Slot]) -> list[Slot]:
-        """The steps among these whose artefacts are not in the store."""
+        """The steps among these whose artefacts are not in the store, or that are forced and not recorded since this run began."""
         slots = [slot for slot in slots if slot not in self._done]
-        self._done |= {slot for slot in slots if self.store.has(self.steps[slot].ref.kind, self.steps[slot].ref.key)}
+        forced = {slot for slot in slots if self.bench.forced(slot[0])}
+        if forced:
+            self._done |= forced & self.recorded()
+        self._done |= {s for s in slots if s not in forced and self.store.has(self.steps[s].ref.kind, self.steps[s].ref.key)}
         return [slot for slot in slots if slot not in self._done]
 
     def recorded(self) -> set[Slot]:
@@ -167,7 +173,7 @@ class Crew:
     @contextmanager
     def at_work(self) -> Iterator[int]:
         """Makes ready for shards, and yields how many workers there are. However the block ends, no shard goes on after it."""
-        self.arguments = ship(self.job, self.store).arguments()
+        self.arguments, self.earlier = ship(self.job, self.store).arguments(), keep(self.bench)
         with get_client(sync_client=True) as client:
             pool = self._pool(client)
             self._cancel(client)  # of a coordinator that was killed
@@ -260,6 +266,7 @@ class Crew:
     def _give_out(self, shard: Shard) -> None:
         given = {"run_id": self.run_id, "name": self.bench.name, "attempt": self.attempt, "plan": self.bench.plan_key}
         given |= {"parts": [astuple(part) for part in shard.parts], "code": source_digest(), "arguments": self.arguments}
+        given |= {"force": sorted(self.bench.force), "earlier": self.earlier}
         run: Any = run_deployment(
             self.job.workers or "",
             parameters=given,

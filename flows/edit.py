@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import UUID
 
 from prefect import State, flow, get_client, get_run_logger
@@ -16,7 +16,6 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed, Failed
-from pydantic import Field
 
 from flows import earlier, shown, stages, tasks
 from flows.course import Slot, Step, course, of_moment
@@ -25,6 +24,7 @@ from flows.home import options_of
 from flows.job import Job, check_out
 from flows.limits import Held, Limits, broken, read_limits
 from flows.lock import holding
+from flows.parameters import Count, Dtype, Method, Mode, OnBadRow, described
 from flows.progress import REPORTER
 from flows.record import LOST
 from flows.report import MOMENTS, figures, model_card
@@ -39,16 +39,13 @@ def run_name() -> str:
     return shown.run_name(asked, asked.limit)
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
-# The descriptions of its arguments are those of the form in Prefect's UI.
 @flow(name="edit", flow_run_name=run_name, log_prints=False, persist_result=False)
+@described
 def edit(
     requests: str | None = None,
     model: str | None = None,
-    method: Literal["metake", "iterated", "alphaedit", "alphaedit_blue", "memit", "memit_blue", "rect", "prune", "rome", "ft"] = "metake",
-    mode: Literal["sequential", "simultaneous"] = "sequential",
+    method: Method = "metake",
+    mode: Mode = "sequential",
     batch_size: Count = 100,
     out: str = "edited",
     layout: str = "auto",
@@ -58,9 +55,9 @@ def edit(
     corpus: str | None = None,
     heldout: str | None = None,
     seed: int = 0,
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
-    on_bad_row: Literal["stop", "quarantine"] = "stop",
+    on_bad_row: OnBadRow = "stop",
     evaluate: bool = True,
     chat: bool = False,
     trust_remote_code: bool = False,
@@ -75,32 +72,12 @@ def edit(
     """Corrects facts in a language model's weights, records what was done, and publishes the edited model.
 
     Args:
-        requests: File, datasets folder or hub id with the edit requests. Empty: the bundled ones.
-        model: Folder or hub id of the model. Empty: the bundled one.
-        method: How targets are learned and written.
-        mode: sequential: each batch is learned on the model the last one left. simultaneous: all on the base model, then one joint write.
-        batch_size: Requests that are learned and written together.
         out: Folder for the edited model; one that an earlier run made is replaced.
-        layout: How the requests are laid out: plain, counterfact-flat, counterfact-full, knowedit, zsre-mend; auto recognises it.
-        limit: Take only the first so many requests.
-        layers: Layers to edit, ascending. Empty: the model's preset.
-        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
-        corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
-        heldout: Text for perplexity. Empty: the bundled text.
-        seed: Seed of whatever is random.
-        dtype: Precision to compute in.
-        device: cpu, cuda or cuda:0.
-        on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         evaluate: Measure before, at write and after.
         chat: Prompts are what a user says, in the chat template of an instruct model.
         trust_remote_code: Run Python code that the model's folder brings.
         preset: Preset file of metake tune. Empty: the model's own preset, or the defaults.
-        workers: Deployment whose workers do all but checking and publishing: targets-shard/targets-shard. Empty: this process does all.
-        patience: Seconds to wait for a worker, or for a server that does not answer, before the run fails.
-        limits: Quality gate, in per cent. A version that breaks a limit is recorded and not published, and the run ends as Held.
         wait: Wait for another run that writes to the same folder, instead of refusing.
-        settings: Any other hyper-parameter, by name.
-        home: Folder of the artefacts and the database.
     """
     job, here = Job.make(**flow_run.parameters), str(flow_run.id)
     run = CONTINUES.get() or Continuation(here, None)
@@ -142,13 +119,12 @@ def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], No
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
         limits = read_limits(job.limits)
-        facts_before = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else []
+        bench.earlier = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else ()
         steps = course(bench)
         refs = spread(bench, steps, say) if job.workers else _here(bench, steps, say)
         known, deltas = refs["statistics", None], [refs["write", b] for b in range(len(bench.batches))]
-        asked = [tasks.evaluate_earlier(bench, known, m, facts_before, d) for m, d in (("before", []), ("after", deltas)) if facts_before]
         result = _result(bench, {moment: stages.metrics(bench, there) for moment in MOMENTS if (there := of_moment(refs, moment))})
-        found = [stages.metrics(bench, [ref]) for ref in asked]
+        found = [stages.metrics(bench, [refs[f"evaluate_earlier_{m}", None]]) for m in ("before", "after") if bench.earlier]
         broken_limits = broken(limits, result["numbers"], earlier.lost(found[0], found[1], limits.metric) if found else (0, 0))
         card = model_card(result, bench.plan.settings.to_dict())
         held = bool(broken_limits) and not run.publish_anyway
@@ -176,7 +152,7 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
         return ours
 
     say(f"statistics: {_took(bench, *do(('statistics', None)))}")
-    if done := do(("perplexity_before", None), *(("evaluate_before", b) for b in order)):
+    if done := do(("perplexity_before", None), ("evaluate_earlier_before", None), *(("evaluate_before", b) for b in order)):
         say(f"before: {_took(bench, *done)}")
     if bench.job.mode == "simultaneous":
         for b in order:
@@ -191,7 +167,7 @@ def _here(bench: Workbench, steps: Mapping[Slot, Step], say: Callable[[str], Non
                 + ", ".join(f"{slot[0].replace('_', ' ')} {_took(bench, slot)}" for slot in done)
                 + _facts_that_hold(bench, refs, b)
             )
-    if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None)):
+    if done := do(*(("evaluate_after", b) for b in order), ("perplexity_after", None), ("evaluate_earlier_after", None)):
         say(f"after: {_took(bench, *done)}")
     return refs
 

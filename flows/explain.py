@@ -41,7 +41,7 @@ def explain(home: Home, run: str, request: str) -> Explanation:
     segments = with_batches(store, _segments(database, row))
     here, place = _place(segments, edit)
     segment, batch = segments[here], segments[here].batches[place]
-    key = batch.targets[batch.place]
+    key = batch.targets
     learned = store.manifest("targets", key)["meaning"]
     settings = Settings(**{**learned["settings"], "layers": tuple(learned["settings"]["layers"])})
     column = batch.requests.index(edit["request_id"])

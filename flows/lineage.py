@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flows.stages import solved_with
 from metake.errors import InputError
 from metake.requests import Neighbour, Request
 from storage import ArtifactStore, Database
@@ -23,14 +24,15 @@ class Batch:
     Attributes:
         requests: content ids of what is written, in order.
         origin: key of the targets as they were learned; they may hold requests that are written no more.
-        targets: keys of the targets that were written together, this batch's own at `place`.
+        targets: key of the targets that were written.
+        together_with: what `flows.stages.solved_with` says of the batches that were written in the same solve.
         delta: key of the update.
     """
 
     requests: tuple[str, ...]
     origin: str
-    targets: tuple[str, ...]
-    place: int
+    targets: str
+    together_with: str | None
     delta: str
 
 
@@ -47,7 +49,7 @@ class Segment:
     @property
     def joint(self) -> bool:
         """Whether all batches were written in one solve."""
-        return any(len(batch.targets) > 1 for batch in self.batches)
+        return any(batch.together_with for batch in self.batches)
 
 
 def lineage(database: Database, version: str) -> list[Segment]:
@@ -74,9 +76,11 @@ def with_batches(store: ArtifactStore, segments: Sequence[Segment]) -> list[Segm
 
 def _batch(store: ArtifactStore, delta: str) -> Batch:
     written = store.manifest("delta", delta)["meaning"]
-    own = written["targets"][written["place"]]
+    own, jointly = written["targets"], written.get("together_with")
+    if isinstance(own, list):  # an earlier release listed the targets of all batches
+        own, jointly = own[written["place"]], solved_with(own)
     learned = store.manifest("targets", own)["meaning"]
-    return Batch(tuple(learned["requests"]), learned.get("kept_from", own), tuple(written["targets"]), written["place"], delta)
+    return Batch(tuple(learned["requests"]), learned.get("kept_from", own), own, jointly, delta)
 
 
 def requests_of(database: Database, ids: Sequence[str]) -> dict[str, Request]:

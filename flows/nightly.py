@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -20,12 +20,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.edit import Count, edit
+from flows.edit import edit
 from flows.home import database_of
 from flows.intake import Intake, Taken, settled_files
 from flows.job import MARKER
 from flows.limits import NIGHTLY, Held, Limits
 from flows.lock import holding
+from flows.parameters import Count, Dtype, Method, Mode, OnBadRow, described
 from flows.publish import is_published
 from flows.rerun import CONTINUES, Continuation, continuing, with_base
 from flows.versions import Home, checkout
@@ -36,12 +37,13 @@ OWN = ("inbox", "quiet", "retry_held")  # parameters that are not those of an ed
 
 
 @flow(name="nightly-edit", log_prints=False, persist_result=False)
+@described
 def nightly_edit(
     inbox: str,
     model: str | None = None,
     out: str = "current",
-    method: Literal["metake", "iterated", "alphaedit", "alphaedit_blue", "memit", "memit_blue", "rect", "prune", "rome", "ft"] = "metake",
-    mode: Literal["sequential", "simultaneous"] = "sequential",
+    method: Method = "metake",
+    mode: Mode = "sequential",
     batch_size: Count = 100,
     layout: str = "auto",
     layers: list[int] | None = None,
@@ -49,9 +51,9 @@ def nightly_edit(
     corpus: str | None = None,
     heldout: str | None = None,
     seed: int = 0,
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
-    on_bad_row: Literal["stop", "quarantine"] = "stop",
+    on_bad_row: OnBadRow = "stop",
     workers: str | None = None,
     patience: Count = 600,
     limits: Limits = NIGHTLY,
@@ -66,25 +68,10 @@ def nightly_edit(
         inbox: Folder, or fsspec URL such as s3://bucket/inbox, that new files of edit requests come to. Each is taken once, by content.
         model: Folder or hub id of the model that the first night starts from. Empty: the bundled one.
         out: Folder of the model that the nights add up in. It is replaced whenever a version passes the gate.
-        method: How targets are learned and written.
-        mode: sequential: each batch is learned on the model the last one left. simultaneous: all on one model, then one joint write.
-        batch_size: Requests that are learned and written together.
-        layout: How the requests are laid out; auto recognises it.
-        layers: Layers to edit, ascending. Empty: the model's preset.
-        tokens: Tokens of text for the statistics. Empty: the model's preset, or until they have converged.
-        corpus: Text for the statistics, several sources joined by commas. Empty: the bundled text.
-        heldout: Text for perplexity. Empty: the bundled text.
-        seed: Seed of whatever is random.
-        dtype: Precision to compute in.
-        device: cpu, cuda or cuda:0.
         on_bad_row: stop: a file with a bad row is refused. quarantine: bad rows are set aside and the rest is written.
-        workers: Deployment whose workers do the edits: targets-shard/targets-shard. Empty: this process does all.
-        patience: Seconds to wait for a worker before the edit of a file fails.
         limits: Quality gate of each file, in per cent. A version that breaks a limit is recorded and not published.
-        settings: Any other hyper-parameter, by name.
         quiet: A file that was changed in the last so many seconds is left for the next night.
         retry_held: Also try the files again whose versions were held back.
-        home: Folder of the artefacts and the database.
     """
     shared = {name: value for name, value in flow_run.parameters.items() if name not in OWN} | {"wait": True}
     with holding(database_of(home).parent / "nightly", f"nightly-edit {flow_run.id}"):

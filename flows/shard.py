@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 
 from flows import tasks
 from flows.course import Slot, Step, course
+from flows.earlier import kept
 from flows.inputs import unpack
 from flows.job import Job
 from flows.workbench import Plan, Workbench, source_digest
@@ -55,6 +56,8 @@ def shard(
     plan: str,
     parts: list[tuple[list[str], int, int]],
     code: str,
+    force: list[str] = [],  # noqa: B006 (Prefect hands over a copy)
+    earlier: str | None = None,
 ) -> State[None]:
     """Does stages of a run for the coordinator that started it. Not meant to be started by hand.
 
@@ -66,6 +69,8 @@ def shard(
         plan: Key of the run's plan in the store.
         parts: What to do, one after the other: names of stages, the first batch to do them for, and the batch before which to stop.
         code: Digest of the coordinator's code.
+        force: First words of stages that are done again although their artefacts are there.
+        earlier: Key of the facts of earlier runs that are measured too.
     """
     try:
         if code != source_digest():
@@ -75,10 +80,10 @@ def shard(
                 fix="install the same version of metake on both, and start the worker again",
             )
         job = Job.make(**arguments)
-        bench = Workbench(job, run_id=run_id, name=name, attempt=attempt, worker=True)
+        bench = Workbench(job, run_id=run_id, name=name, attempt=attempt, force=force, worker=True)
         with Heartbeat(bench.store, beat_name(run_id, str(flow_run.id))):
             bench.job = unpack(job, bench.store)
-            bench.plan = Plan.load(bench.store, plan)
+            bench.plan, bench.earlier = Plan.load(bench.store, plan), kept(bench.store, earlier)
             if bench.lm.fingerprint != bench.plan.model["fingerprint"]:
                 raise InputError(
                     f"holds {bench.lm.fingerprint}, not the model of this run, {bench.plan.model['fingerprint']}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from metake.requests import RequestSet
 if TYPE_CHECKING:
     from metake.model import LanguageModel
 
+EARLIER = "earlier_"  # begins the metrics' names of earlier runs' facts, so that no view takes them for those of the run's own
 STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
@@ -150,7 +151,7 @@ def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref]
     In simultaneous mode every batch is learned on the unedited model, with the keys of all others in its gate.
     """
     requests = bench.batches[batch]
-    others = [r for i, b in enumerate(bench.batches) if i != batch for r in b] if bench.job.mode == "simultaneous" else []
+    others = together_with(bench, batch)
     meaning = {
         "model": bench.plan.model["fingerprint"],
         "dtype": bench.job.dtype,
@@ -160,16 +161,21 @@ def targets(bench: Workbench, statistics: Ref, batch: int, deltas: Sequence[Ref]
         "settings": bench.plan.settings.to_dict(),
         "deltas": digest_of([delta.key for delta in deltas]),
         "requests": [r.content_id for r in requests],
-        "together_with": digest_of([r.content_id for r in others]),
+        "together_with": digest_of([bench.batch_names[i] for i in others]),
         "code": code_digest(),
     }
 
     def build(folder: Path, progress: Any) -> None:
-        learned = bench.editor(statistics, deltas).targets(requests, others, progress=progress)
+        learned = bench.editor(statistics, deltas).targets(requests, [bench.batches[i] for i in others], progress=progress)
         learned.save(folder)
         _write_json(folder / "edits.json", learned.diagnostics)
 
     return bench.make("targets", "targets", meaning, build, batch=batch)
+
+
+def together_with(bench: Workbench, batch: int) -> list[int]:
+    """The other batches that one is written with in a joint solve, by their places; none in sequential mode."""
+    return [i for i, b in enumerate(bench.batches) if b and i != batch] if bench.job.mode == "simultaneous" else []
 
 
 def write(bench: Workbench, statistics: Ref, batch: int, targets: Sequence[Ref], deltas: Sequence[Ref] = ()) -> Ref:
@@ -179,12 +185,12 @@ def write(bench: Workbench, statistics: Ref, batch: int, targets: Sequence[Ref],
         batch: whose update this is.
         targets: of that batch alone (sequential), or of all batches, which are then solved jointly.
     """
-    joint = bench.batches if bench.job.mode == "simultaneous" else [bench.batches[batch]]
-    place = batch if bench.job.mode == "simultaneous" else 0
-    keys = [t.key for t in targets]
+    together = sorted([batch, *together_with(bench, batch)])
+    joint, place = [bench.batches[i] for i in together], together.index(batch)
+    jointly = solved_with([t.key for t in targets])
 
     def meaning(place: int) -> dict[str, Any]:
-        return {"targets": keys, "place": place, "code": code_digest()}
+        return {"targets": targets[place].key, "together_with": jointly, "place": place, "code": code_digest()}
 
     def build(folder: Path, progress: Any) -> None:
         from metake.targets import Targets
@@ -200,10 +206,15 @@ def write(bench: Workbench, statistics: Ref, batch: int, targets: Sequence[Ref],
     return bench.make("write", "delta", meaning(place), build, batch=batch, rows=lambda folder: {"edits": edit_rows(bench, batch, folder)})
 
 
+def solved_with(targets: Sequence[str]) -> str | None:
+    """The name of a joint write of several batches, by the keys of their targets; None of a write of one."""
+    return digest_of(targets) if len(targets) > 1 else None
+
+
 def _save_delta(bench: Workbench, delta: Any, targets: Ref, deltas: Sequence[Ref], folder: Path) -> None:
     from metake.delta import Delta
 
-    parent = {"model": bench.plan.model["fingerprint"], "deltas": [d.key for d in deltas]}
+    parent = {"model": bench.plan.model["fingerprint"], "delta": deltas[-1].key if deltas else None}  # which names those before it
     Delta(delta.layers, {**delta.metadata, "method": bench.job.method, "parent": parent}, delta.diagnostics).save(folder)
     learned = _read_json(bench.store.get(targets.kind, targets.key) / "edits.json")
     _write_json(folder / "edits.json", [{**a, **b} for a, b in zip(learned, delta.diagnostics, strict=True)])
@@ -232,6 +243,26 @@ def evaluate(bench: Workbench, statistics: Ref, moment: str, batch: int, deltas:
             _write_json(folder / "metrics.json", evaluate(lm, requests, batch_tokens=bench.batch_tokens, progress=progress))
 
     return bench.make(f"evaluate_{moment}", "answers", meaning, build, batch=batch, rows=_metric_rows(moment))
+
+
+def evaluate_earlier(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[Ref] = ()) -> Ref:
+    """Asks the model that `deltas` left for the facts of earlier runs."""
+    meaning = _state(bench, deltas) | {
+        "facts": [r.content_id for r in bench.earlier],
+        "batch_tokens": bench.plan.settings.batch_tokens,
+    }
+
+    def build(folder: Path, progress: Any) -> None:
+        from metake.evaluation import evaluate
+
+        bare = [replace(r, rephrases=(), neighbours=()) for r in bench.earlier]
+        ids = {b.content_id: r.content_id for b, r in zip(bare, bench.earlier, strict=True)}
+        with bench.as_saved(statistics, deltas) as lm:
+            found = evaluate(lm, bare, batch_tokens=bench.batch_tokens, progress=progress)
+        rows = [{**row, "request_id": ids[row["request_id"]], "name": EARLIER + row["name"]} for row in found]
+        _write_json(folder / "metrics.json", rows)
+
+    return bench.make(f"evaluate_earlier_{moment}", "answers", meaning, build, rows=_metric_rows(moment))
 
 
 def perplexity(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[Ref] = ()) -> Ref:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import stages, tasks
 from flows.job import Job
+from flows.parameters import Dtype, Method, described
 from flows.record import Rows
 from flows.workbench import Plan, Workbench
 from metake.settings import make_settings
@@ -25,14 +26,15 @@ class Unrecorded:
 
 
 @flow(name="statistics", log_prints=False, persist_result=False)
+@described
 def statistics(
     model: str | None = None,
-    method: Literal["metake", "iterated", "alphaedit", "alphaedit_blue", "memit", "memit_blue", "rect", "prune", "rome", "ft"] = "metake",
+    method: Method = "metake",
     layers: list[int] | None = None,
     tokens: int | None = None,
     corpus: str | None = None,
     seed: int = 0,
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
@@ -40,16 +42,9 @@ def statistics(
     """Collects second moments of keys over general text, so that no edit has to wait for them.
 
     Args:
-        model: Folder or hub id of the model. Empty: the bundled one.
         method: Method whose preset names the layers.
         layers: Layers to collect for, ascending. Empty: the preset's.
-        tokens: Tokens of text. Empty: the model's preset, or until they have converged.
         corpus: Text, several sources joined by commas. Empty: the bundled text.
-        seed: Seed of whatever is random.
-        dtype: Precision to compute in.
-        device: cpu, cuda or cuda:0.
-        settings: Any other hyper-parameter, by name.
-        home: Folder or URL of the artefacts.
     """
     given = {**flow_run.parameters, "requests": model and "-", "heldout": None}
     bench = Workbench(Job.make(**given), run_id=str(flow_run.id), name=str(flow_run.name), worker=True)

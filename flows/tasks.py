@@ -14,7 +14,7 @@ from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows import earlier, stages
+from flows import stages
 from flows.course import Slot, Step
 from flows.workbench import Ref, Workbench
 
@@ -46,7 +46,7 @@ evaluate = stage(stages.evaluate, "evaluate {moment} {batch:04d}")
 perplexity = stage(stages.perplexity, "perplexity {moment}")
 publish = stage(stages.publish, "publish")
 hold = stage(stages.hold, "hold")
-evaluate_earlier = stage(earlier.evaluate_earlier, "evaluate earlier {moment}")
+evaluate_earlier = stage(stages.evaluate_earlier, "evaluate earlier {moment}")
 
 
 def do(bench: Workbench, step: Step) -> Ref:

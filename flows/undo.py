@@ -59,13 +59,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Options:
-    """How to do it: where the result goes, why, and how much is done again."""
+    """How to do it: where the result goes, why, how much is done again, and whether another run that writes there is waited for."""
 
     out: Path
     reason: str | None = None
     relearn: bool = False
     corpus: str | None = None
     evaluate: bool = True
+    wait: bool = False
 
 
 def without(segments: Sequence[Segment], gone: Iterable[str], run_id: str | None = None) -> list[Segment]:
@@ -214,7 +215,7 @@ def replay(home: Home, change: Change, options: Options, reporter: Reporter) -> 
     """
     check_out(options.out)
     replay = Replay(home, change, options, reporter)
-    with holding(options.out, f"{replay.name}, {replay.run_id}"):
+    with holding(options.out, f"{replay.name}, {replay.run_id}", wait=options.wait, say=reporter.line):
         return replay.run()
 
 
@@ -278,12 +279,11 @@ class Replay:
     def _targets(self, bench: Workbench, known: Ref, number: int, batch: Batch, deltas: Sequence[Ref]) -> Ref:
         """The targets of a batch: as they were learned where nothing changed, else kept or learned again."""
         learned = self.home.store.manifest("targets", batch.origin)["meaning"]
-        others = [r.content_id for i, b in enumerate(bench.batches) if i != number for r in b] if bench.job.mode == "simultaneous" else []
         now = {
             "model": bench.plan.model["fingerprint"],
             "deltas": stages.digest_of([d.key for d in deltas]),
             "requests": list(batch.requests),
-            "together_with": stages.digest_of(others),
+            "together_with": stages.digest_of([bench.batch_names[i] for i in stages.together_with(bench, number)]),
         }
         if now == {name: learned[name] for name in now}:
             return bench.make("targets", "targets", learned, _lost(batch.origin), batch=number)
@@ -304,7 +304,8 @@ class Replay:
 
     def _write(self, bench: Workbench, known: Ref, number: int, batch: Batch, targets: Sequence[Ref], deltas: Sequence[Ref]) -> Ref:
         """The update of a batch: the one that was written, where its targets are those it was written from."""
-        if tuple(t.key for t in targets) != batch.targets:
+        keys = [t.key for t in targets]
+        if batch.targets not in keys or stages.solved_with(keys) != batch.together_with:
             self.counts["solved"] += 1
             self.reporter.line(f"batch {number + 1}: solved again")
             return stages.write(bench, known, number, targets, deltas)

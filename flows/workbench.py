@@ -58,7 +58,7 @@ class Plan:
     def read(cls, facts: Mapping[str, Any]) -> Plan:
         """From the JSON that `prepare` wrote."""
         settings = Settings(**{**facts["settings"], "layers": tuple(facts["settings"]["layers"])})
-        return cls(facts["model"], settings, tuple(map(_request, facts["requests"])), tuple(facts["rejected"]), tuple(facts["places"]))
+        return cls(facts["model"], settings, tuple(map(request_of, facts["requests"])), tuple(facts["rejected"]), tuple(facts["places"]))
 
 
 class Workbench:
@@ -69,6 +69,7 @@ class Workbench:
         plan_key: key of its artefact.
         force: first words of stages that are done again although their artefacts are there.
         worker: whether another process, the coordinator, commits what this one records.
+        earlier: facts of earlier runs that are measured beside the run's own (`flows.earlier`).
         done: told the name of each stage that is done.
 
     `run_id` and `attempt` are as `RunRecord` takes them.
@@ -91,6 +92,7 @@ class Workbench:
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
         self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
+        self.earlier: tuple[Request, ...] = ()
         self.done: Callable[[str], None] = lambda _: None
         self.store, self.database = store_of(job.home), database_of(job.home)
         self.record = RunRecord(self.store, None if worker else self.database, run_id, attempt)
@@ -122,7 +124,7 @@ class Workbench:
         """
         key, clock = artifact_key(kind, meaning), time.perf_counter()
         with self.record.stage(stage, batch, {"artifact": key, "device": self.device}) as record:
-            again = stage.partition("_")[0] in self.force and key not in self._again
+            again = self.forced(stage) and key not in self._again
             folder = None if again else self._intact(kind, key)
             cached = folder is not None and current(folder) and key not in self._made
             if folder is None or not current(folder):
@@ -136,6 +138,10 @@ class Workbench:
         self.done(stage)
         self.seconds[stage, batch] = None if cached else time.perf_counter() - clock
         return Ref(kind, key, cached)
+
+    def forced(self, stage: str) -> bool:
+        """Whether a stage is done again although its artefact is there."""
+        return stage.partition("_")[0] in self.force
 
     def _fill(self, kind: str, key: str, meaning: Mapping[str, Any], build: Callable[[Path], None], *, replacing: bool) -> None:
         """Builds and stores an artefact. Where memory runs out it is built again with half as many tokens at once."""
@@ -185,6 +191,11 @@ class Workbench:
         """The requests in the order they are written."""
         size, requests = self.job.batch_size, self.plan.requests
         return [requests[i : i + size] for i in range(0, len(requests), size)]
+
+    @cached_property
+    def batch_names(self) -> list[str]:
+        """A digest of the requests of each batch, made once: every batch of a joint write names all others."""
+        return [hashlib.sha256("\n".join(r.content_id for r in batch).encode()).hexdigest() for batch in self.batches]
 
     # -- the model -------------------------------------------------------------------------------------------------------------
     @cached_property
@@ -280,7 +291,8 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _request(fields: Mapping[str, Any]) -> Request:
+def request_of(fields: Mapping[str, Any]) -> Request:
+    """A request from what `request_fields` made of it."""
     neighbours = tuple(Neighbour(**n) for n in fields["neighbours"])
     return Request(**{**fields, "rephrases": tuple(fields["rephrases"]), "neighbours": neighbours})
 

@@ -6,7 +6,8 @@ All of them share the objective of `targets`, the keys of `write` and the update
 BLUE (allocation ``ends``; arXiv 2502.03748, and the authors' code) does not divide a residual between layers at all. At the first edited
 layer a target is learned and written whole; then another is learned at the last one, on the model that the first write left, and is written
 whole. ``targets`` gives both, stacked: R (2d, n), first layer above; ``write`` solves the two layers in that order. In simultaneous mode
-a batch learns its second target on the model with its own first write only (our reading: the paper writes batch after batch).
+a batch learns its second target on the model with its own first write only, and the other batches' keys are those of the unedited model
+(our reading: the paper writes batch after batch).
 
 ROME (solver ``exact``; arXiv 2202.05262) edits one layer, one request after another: target i is learned on the model that the writes
 before it left. A layer's own write does not move the keys that enter it, so Q is known beforehand and the sum of all rank-one writes is
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from metake.delta import Delta, LayerDelta
+from metake.joint import Batch
 from metake.model import LanguageModel
 from metake.prompts import by_budget, continuation, lay_out, prompt_ids
 from metake.requests import Request
@@ -80,7 +82,7 @@ def write(
 
 
 # -- BLUE ----------------------------------------------------------------------------------------------------------------------------
-def boundary_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Request], progress: Progress) -> Targets:
+def boundary_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Batch], progress: Progress) -> Targets:
     """R (2d, n) of the first and of the last layer; diagnostics are the last one's, with the first one's under ``first``."""
     steps = editor.settings.steps
     first, last = (editor.at(l) for l in editor.settings.layers)
@@ -108,7 +110,7 @@ def _boundary(editor: Editor, rows: KeyRows, hidden: Tensor, planned: Tensor, pr
 
 
 # -- ROME ----------------------------------------------------------------------------------------------------------------------------
-def one_by_one_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Request], progress: Progress) -> Targets:
+def one_by_one_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Batch], progress: Progress) -> Targets:
     """R (d, n), each column learned on the model that the writes of the columns before it left; no write sees ``together_with``."""
     (layer,) = editor.settings.layers
     keys = KeyRows(editor.lm, requests, editor.settings.batch_tokens).keys([layer], {})[layer]
@@ -133,7 +135,7 @@ def _exact(editor: Editor, rows: KeyRows, planned: Tensor) -> Delta:
 
 
 # -- fine-tuning ---------------------------------------------------------------------------------------------------------------------
-def no_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Request], progress: Progress) -> Targets:
+def no_targets(editor: Editor, requests: Sequence[Request], together_with: Sequence[Batch], progress: Progress) -> Targets:
     """Zeros (d, n): fine-tuning plans nothing at any key."""
     nothing = torch.zeros(editor.lm.width, len(requests))
     return Targets(nothing, nothing.clone(), [{} for _ in requests])

@@ -22,6 +22,7 @@ from metake import baselines
 from metake.delta import Delta
 from metake.errors import InputError
 from metake.gate import proxy_gate, write_cost
+from metake.joint import Batch, JointKeys
 from metake.model import Factors, LanguageModel
 from metake.requests import Request
 from metake.restraints import corrections_of, restrained
@@ -53,6 +54,7 @@ class Editor:
         self._empty = {l: self._prior(l) for l in settings.layers}
         self.priors: dict[int, Prior] = dict(self._empty)
         self._corrections: dict[int, Factors] = {}  # PRUNE's X of each layer
+        self._joint = JointKeys(lm, settings.layers, bystanders=bool(settings.bystanders))
 
     def at(self, layer: int) -> Editor:
         """The same editor with one layer and the plain closed form, as one step of a baseline."""
@@ -80,11 +82,12 @@ class Editor:
         return NullSpacePrior(projector, ridge)
 
     # -- upper level -----------------------------------------------------------------------------------------------------------
-    def targets(self, requests: Sequence[Request], together_with: Sequence[Request] = (), progress: Progress = None) -> Targets:
+    def targets(self, requests: Sequence[Request], together_with: Sequence[Batch] = (), progress: Progress = None) -> Targets:
         """Learns R for a batch; the model is unchanged.
 
         Args:
-            together_with: other requests that will be written in the same joint solve (simultaneous mode): their keys enter A.
+            together_with: other batches that will be written in the same joint solve (simultaneous mode): their keys enter A. They are
+                read once and kept until the model is edited (`joint.JointKeys`).
         """
         if own := baselines.targets_of(self.settings):
             return own(self, requests, together_with, progress)
@@ -115,15 +118,16 @@ class Editor:
         matrix.diagonal().add_(s.size_cost)
         return matrix + s.memory_cost * self.priors[layer].memory.dense(len(matrix), matrix) if s.memory_cost else matrix
 
-    def around(self, requests: Sequence[Request], others: Sequence[Request] = ()) -> dict[int, Prior]:
-        """Priors of one write: A also holds the keys of the other requests that it is solved with, and ν times the bystanders."""
+    def around(self, requests: Sequence[Request], others: Sequence[Batch] = ()) -> dict[int, Prior]:
+        """Priors of one write: A also holds the keys of the other batches that it is solved with, and ν times the bystanders of all."""
         s, priors = self.settings, dict(self.priors)
-        if others:
-            keys = KeyRows(self.lm, others, s.batch_tokens).keys(s.layers, {})
-            priors = {l: p.extended(keys[l]) for l, p in priors.items()}
-        if s.bystanders:
-            keys = bystander_keys(self.lm, [*requests, *others], s.layers, s.batch_tokens)
-            priors = {l: p.extended(s.bystanders**0.5 * keys[l]) for l, p in priors.items()}
+        own = bystander_keys(self.lm, requests, s.layers, s.batch_tokens) if s.bystanders else {}
+        for l in s.layers:
+            joint = self._joint.of(others, l, s.batch_tokens)
+            for keys in joint[:1]:
+                priors[l] = priors[l].extended(keys)
+            if own:
+                priors[l] = priors[l].extended(s.bystanders**0.5 * torch.cat([own[l], *joint[1:]], 1))
         return priors
 
     # -- lower level -----------------------------------------------------------------------------------------------------------
@@ -157,6 +161,7 @@ class Editor:
 
     def apply(self, delta: Delta) -> None:
         """Adds an update to the model's weights, and its keys to the memory."""
+        self._joint.forget()
         for layer, part in delta.layers.items():
             self.lm.add(layer, part.change)
             if self.settings.remember:
@@ -165,6 +170,7 @@ class Editor:
 
     def restore(self) -> None:
         """Back to the unedited model and an empty memory, bit for bit."""
+        self._joint.forget()
         self.lm.restore()
         self.priors, self._corrections = dict(self._empty), {}
 

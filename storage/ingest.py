@@ -6,7 +6,7 @@
    a row. `stages` keeps every attempt.
 3. Where two parts tell about one thing, one row stays. Of `requests`, `models` and `artifacts`, which are named by their
    content, the first written; of `runs`, `environment`, `intake` and one place in a batch (`edits`), the last written. Whole rows win,
-   not single columns.
+   not single columns. A version that was held back and is published later is told of by the row that says where (`YIELDS`).
 
 All parts of a commit go in by the same few statements: one statement a part would look through tables that grow with the parts.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OF_A_SLOT = ("edits", "metrics")
 FIRST_STAYS = {"requests": ("request_id",), "models": ("fingerprint",), "artifacts": ("key",)}
+#: rows that lose to any other row of their kind: all but versions with their origin and the place where they were published
+YIELDS = {"models": "({0}.uri IS NULL OR {0}.parent IS NULL OR {0}.parent = {0}.fingerprint)"}
 LAST_STAYS = {"intake": ("out", "sha256"), "runs": ("run_id",), "environment": ("run_id",), "edits": ("run_id", "batch", "position")}
 
 #: parts that a later attempt at their slot has replaced in a table (rule 2)
@@ -87,15 +89,18 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str) -> None:
         return
     same = " AND ".join(f"{table}.{column} = winners.{column}" for column in key)
     nowhere = " OR ".join(f"{column} IS NULL" for column in key)  # a rejected request has no place in a batch
+    yields = YIELDS.get(table, "FALSE")
     rank, order = ("row_number", "") if first else ("rank", "DESC")  # one part that says two last things is refused by the table's own key
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE winners AS
             SELECT incoming.*, written_at FROM incoming JOIN (SELECT part, written_at FROM parts) USING (part)
-            QUALIFY {nowhere} OR {rank}() OVER (PARTITION BY {", ".join(key)} ORDER BY written_at {order}, part {order}) = 1"""
+            QUALIFY {nowhere} OR {rank}() OVER (PARTITION BY {", ".join(key)} ORDER BY
+                         {yields.format("incoming")}, written_at {order}, part {order}) = 1"""
     )
     connection.execute(
         f"""DELETE FROM {table} USING winners, parts WHERE {same} AND parts.part = {table}.part
-            AND (parts.written_at, parts.part) {">" if first else "<"} (winners.written_at, winners.part)"""
+            AND ({yields.format(table)}, parts.written_at, parts.part) {">" if first else "<"}
+                ({yields.format("winners")}, winners.written_at, winners.part)"""
     )
     connection.execute(
         f"""INSERT INTO {table} BY NAME

@@ -102,9 +102,47 @@ def test_sequential_batches_leave_what_one_joint_write_would():
 def test_a_worker_of_a_joint_write_sees_its_block_of_the_whole_gate():
     asked, editor = requests(6), Editor(tiny(), statistics(), SETTINGS)
     whole = [d["gate"] for d in editor.targets(asked).diagnostics]
-    shard = [d["gate"] for d in editor.targets(asked[:2], together_with=asked[2:]).diagnostics]
+    shard = [d["gate"] for d in editor.targets(asked[:2], together_with=[asked[2:4], asked[4:]]).diagnostics]
     alone = [d["gate"] for d in editor.targets(asked[:2]).diagnostics]
     assert shard == pytest.approx(whole[:2], rel=1e-9) and shard != pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [replace(SETTINGS, bystanders=0.5), replace(SETTINGS, prior="soft", allocation="ends")])
+def test_batches_of_a_joint_write_are_learned_to_the_same_bits_in_any_order(settings):
+    batches, found = [requests(6)[i : i + 2] for i in (0, 2, 4)], []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        editor = Editor(tiny(dtype=torch.float32), statistics(), settings)
+        learned = {b: editor.targets(batches[b], [batches[i] for i in range(3) if i != b]).planned for b in order}
+        found.append([learned[b] for b in range(3)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    alone = Editor(tiny(dtype=torch.float32), statistics(), settings).targets(batches[0]).planned
+    assert not torch.equal(found[0][0], alone)
+
+
+def test_each_batch_of_a_joint_write_costs_the_same_however_many_there_are():
+    """Passes through the first edited layer: what is learned runs above the last one, so they are those that read keys."""
+
+    def passes(count: int) -> int:
+        lm, batches, seen = tiny(), [(r,) for r in requests(count)], []
+        lm.down(1).register_forward_hook(lambda *_: seen.append(1))
+        editor = Editor(lm, statistics(), replace(SETTINGS, bystanders=0.5, batch_tokens=4096))
+        for batch in batches:
+            editor.targets(batch, [other for other in batches if other is not batch])
+        return len(seen)
+
+    assert passes(6) == 3 * passes(2)
+
+
+def test_keys_that_were_read_for_a_joint_write_are_forgotten_with_the_model_that_had_them():
+    asked, editor = requests(6), Editor(tiny(), statistics(), SETTINGS)
+    first = editor.targets(asked[:2], [asked[2:4]]).planned
+    editor.apply(editor.write(asked[4:], editor.targets(asked[4:])))
+    moved = editor.targets(asked[:2], [asked[2:4]]).planned
+    fresh = Editor(editor.lm, statistics(), SETTINGS)
+    fresh.priors = editor.priors
+    assert torch.equal(moved, fresh.targets(asked[:2], [asked[2:4]]).planned) and not torch.equal(moved, first)
+    editor.restore()
+    assert torch.equal(editor.targets(asked[:2], [asked[2:4]]).planned, first)
 
 
 def test_a_second_run_gives_the_same_bits():

@@ -142,6 +142,28 @@ def test_the_record_does_not_depend_on_the_order_of_the_parts(tmp_path, store):
     assert Database(recorder.database).query("SELECT gate FROM edits ORDER BY position").rows == [(0.2,), (None,)]
 
 
+def test_a_version_that_was_held_and_is_published_later_is_where_it_was_published(tmp_path, store):
+    held = {"fingerprint": "v", "parent": "m", "lineage": ["d"], "name": "night"}
+    names = [
+        write_part(store, "r1/hold-all-1", {"models": [held]}),
+        write_part(store, "r2/prepare-all-1", {"models": [{"fingerprint": "v", "base": "v", "lineage": [], "uri": "looked-at"}]}),
+        write_part(store, "r1/publish-all-2", {"models": [{**held, "uri": "out"}]}),
+        write_part(store, "r3/publish-all-1", {"models": [{**held, "uri": "elsewhere"}]}),
+    ]
+    for number, commits in enumerate([[names], [[name] for name in names], [[name] for name in names[::-1]], [names[2:], names[:2]]]):
+        recorder = Recorder(tmp_path / f"{number}.duckdb", store)
+        for commit in commits:
+            recorder.commit(commit)
+        found = Database(recorder.database).query("SELECT fingerprint, parent, lineage, uri FROM models").rows
+        assert found == [("v", "m", '["d"]', "out")]
+
+
+def test_a_version_that_was_held_stays_one_where_its_folder_becomes_a_base(store, recorder):
+    recorder.record("r1/hold-all-1", {"models": [{"fingerprint": "v", "parent": "m", "lineage": ["d"]}]})
+    recorder.record("r2/prepare-all-1", {"models": [{"fingerprint": "v", "base": "v", "lineage": [], "uri": "looked-at"}]})
+    assert Database(recorder.database).query("SELECT parent, uri FROM models").rows == [("m", None)]
+
+
 def test_damaged_part_is_named_and_nothing_of_the_commit_is_recorded(store, recorder):
     good = write_part(store, "r1/write-0-1", {"metrics": [metric(1.0)]})
     bad = write_part(store, "r1/write-1-1", {"metrics": [metric(2.0)]})

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.cli import run as command
 from flows.lineage import lineage, with_batches
+from flows.lock import Occupied, holding
 from flows.progress import Reporter
 from flows.publish import is_published
 from flows.undo import Change, Options, redoing, replay, restored, undoing, without
@@ -138,7 +140,7 @@ def test_what_cannot_be_undone_is_said(ten):
 def test_removing_and_restoring_facts_are_inverse():
     from flows.lineage import Batch, Segment
 
-    batches = tuple(Batch((f"a{i}", f"b{i}"), f"t{i}", (f"t{i}",), 0, f"d{i}") for i in range(3))
+    batches = tuple(Batch((f"a{i}", f"b{i}"), f"t{i}", f"t{i}", None, f"d{i}") for i in range(3))
     before = [Segment("m", "v", "r", ("d0", "d1", "d2"), batches)]
     less = without(before, {"a0", "a1", "b1"})
     assert [b.requests for b in less[0].batches] == [("b0",), ("a2", "b2")]
@@ -157,6 +159,23 @@ def test_simultaneous_batches_are_solved_jointly_again(tmp_path):
         made = do(home, undoing(home, run=run_id, batch=1, version=version), tmp_path / "undone", relearn=relearn)
         assert (made["reused"], made["solved"], made["learned"]) == (0, 1, 1 if relearn else 0)
         assert (runs.weights(tmp_path / "undone") == runs.weights(tmp_path / "never-out")) == relearn
+
+
+def test_an_undo_waits_for_whoever_writes_to_its_folder_if_asked_to(ten, tmp_path):
+    home, run_id, version, _ = ten
+    change, other, said = undoing(home, run=run_id, batch=9, version=version), ExitStack(), []
+
+    class LetsGo(Reporter):
+        def line(self, text: str) -> None:
+            said.append(text)
+            other.close()
+
+    with other:
+        other.enter_context(holding(tmp_path / "undone", "somebody, r7"))
+        with pytest.raises(Occupied, match="the run somebody, r7"):
+            do(home, change, tmp_path / "undone")
+        replay(home, change, Options(tmp_path / "undone", evaluate=False, wait=True), LetsGo())
+    assert said[0].startswith("waiting for the run somebody, r7") and (tmp_path / "undone/model.safetensors").is_file()
 
 
 # -- lineages of several runs ------------------------------------------------------------------------------------------------------------
@@ -187,6 +206,17 @@ def test_undo_in_the_first_of_two_runs_replays_the_second_on_top(chain, tmp_path
     assert home.database.query("SELECT count(*) FROM current_facts WHERE version = ?", [made["version"]]).rows == [(6,)]
     checkout(home, made["version"], tmp_path / "again")
     assert runs.weights(tmp_path / "again") == runs.weights(tmp_path / "undone")
+    assert do(home, redoing(home, run=made["run_id"]), tmp_path / "redone")["version"] == version
+
+
+def test_a_joint_write_on_top_of_another_run_is_replayed_on_what_is_left_of_that(tmp_path):
+    first, _ = runs.run(runs.small_job(tmp_path / "home", limit=4))
+    job = runs.small_job(tmp_path / "home", mode="simultaneous", model=str(tmp_path / "edited"), out=str(tmp_path / "second"))
+    _, version = runs.run(replace(job, requests=runs.requests_file(tmp_path / "more.jsonl", range(4, 8)), limit=None))
+    home = runs.home(tmp_path / "home")
+    made = do(home, undoing(home, run=first, batch=0, version=version), tmp_path / "undone")
+    assert (made["reused"], made["solved"]) == (0, 3)
+    assert [(len(s.batches), s.joint) for s in with_batches(home.store, lineage(home.database, made["version"]))] == [(1, False), (2, True)]
     assert do(home, redoing(home, run=made["run_id"]), tmp_path / "redone")["version"] == version
 
 

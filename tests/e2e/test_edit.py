@@ -91,7 +91,7 @@ def test_checkpoint_loads_and_is_the_base_plus_its_deltas(first, shell: Shell):
         torch.testing.assert_close(edited[name].float(), base[name].float() + change.T, rtol=2e-3, atol=1e-4)
     assert AutoTokenizer.from_pretrained(out)("Danielle Darrieux").input_ids
     assert "efficacy, success" in (out / "README.md").read_text(encoding="utf-8")
-    assert deltas[1].metadata["method"] == "metake" and len(deltas[1].metadata["parent"]["deltas"]) == 1
+    assert deltas[1].metadata["method"] == "metake" and [d.metadata["parent"]["delta"] is None for d in deltas] == [True, False]
 
 
 def test_second_run_does_nothing_again(first, shell: Shell, small_edit: list[str]):
@@ -105,5 +105,5 @@ def test_second_run_does_nothing_again(first, shell: Shell, small_edit: list[str
 
 def test_simultaneous_mode_learns_on_the_base_and_writes_once(first, shell: Shell, small_edit: list[str]):
     shell.metake(*small_edit, "--mode", "simultaneous", "--out", "joint", "--no-evaluate")
-    parents = [Delta.load(path).metadata["parent"]["deltas"] for path in sorted((shell.cwd / "joint/deltas").glob("*.safetensors"))]
-    assert parents == [[], []]
+    parents = [Delta.load(path).metadata["parent"]["delta"] for path in sorted((shell.cwd / "joint/deltas").glob("*.safetensors"))]
+    assert parents == [None, None]

@@ -64,6 +64,8 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
         (row,) = ask(here, home, wrote)
         os.kill(int(row["worker"].split(":")[1]), signal.SIGKILL)
         out, err = process.communicate(timeout=400)
+        (last,) = ask(here, home, "SELECT max(attempt) AS attempt FROM stages")
+        forced = here.metake("rerun", "factlm-7m-metake-8", "--home", str(home), "--from", "evaluate")
     assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
     assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
     assert same(alone, tmp_path)
@@ -72,6 +74,10 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     assert len({r["worker"] for r in rows}) == 2  # the first did not do the last, nor the second the first
     (counts,) = ask(here, home, "SELECT count(*) AS edits, count(DISTINCT request_id) AS different FROM edits")
     assert counts == {"edits": 8, "different": 8}
+    assert "efficacy, success" in forced.stdout
+    measured = f"""SELECT worker IN (SELECT worker FROM stages WHERE stage = 'publish') AS here, count(DISTINCT (stage, batch)) AS n
+                   FROM stages WHERE attempt > {last["attempt"]} AND split_part(stage, '_', 1) IN ('evaluate', 'perplexity') GROUP BY ALL"""
+    assert ask(here, home, measured) == [{"here": False, "n": 3 * 4 + 2}]
 
 
 @pytest.mark.slow

@@ -1,0 +1,51 @@
+"""What several flows take: types with their validation, and descriptions for the form in Prefect's UI.
+
+Prefect reads a parameter's description from the flow's docstring and nowhere else; `described` puts the shared ones there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+F = TypeVar("F", bound=Callable[..., Any])
+Count = Annotated[int, Field(ge=1)]
+Method = Literal["metake", "iterated", "alphaedit", "alphaedit_blue", "memit", "memit_blue", "rect", "prune", "rome", "ft"]
+Mode = Literal["sequential", "simultaneous"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+OnBadRow = Literal["stop", "quarantine"]
+
+DESCRIPTIONS = {
+    "requests": "File, datasets folder or hub id with the edit requests. Empty: the bundled ones.",
+    "model": "Folder or hub id of the model. Empty: the bundled one.",
+    "method": "How targets are learned and written.",
+    "mode": "sequential: each batch is learned on the model the last one left. simultaneous: all on the base model, then one joint write.",
+    "batch_size": "Requests that are learned and written together.",
+    "layout": "How the requests are laid out: plain, counterfact-flat, counterfact-full, knowedit, zsre-mend; auto recognises it.",
+    "limit": "Take only the first so many requests.",
+    "layers": "Layers to edit, ascending. Empty: the model's preset.",
+    "tokens": "Tokens of text for the statistics. Empty: the model's preset, or until they have converged.",
+    "corpus": "Text for the statistics, several sources joined by commas. Empty: the bundled text.",
+    "heldout": "Text for perplexity. Empty: the bundled text.",
+    "seed": "Seed of whatever is random.",
+    "dtype": "Precision to compute in.",
+    "device": "cpu, cuda or cuda:0.",
+    "on_bad_row": "stop, or quarantine: set bad rows aside in the record and go on.",
+    "workers": "Deployment whose workers do all but checking and publishing: targets-shard/targets-shard. Empty: this process does all.",
+    "patience": "Seconds to wait for a worker, or for a server that does not answer, before the run fails.",
+    "limits": "Quality gate, in per cent. A version that breaks a limit is recorded and not published, and the run ends as Held.",
+    "settings": "Any other hyper-parameter, by name.",
+    "home": "Folder or URL of the artefacts and the record.",
+}
+
+
+def described(flow: F) -> F:
+    """Adds the shared descriptions to the docstring of a flow's function, of those parameters that it does not describe itself."""
+    text = inspect.getdoc(flow) or ""
+    shared = [name for name in inspect.signature(flow).parameters if name in DESCRIPTIONS and f"\n    {name}: " not in text]
+    summary, _, own = text.partition("\n\nArgs:")
+    flow.__doc__ = "\n".join([summary, "", "Args:", *(f"    {name}: {DESCRIPTIONS[name]}" for name in shared)]) + own
+    return flow
