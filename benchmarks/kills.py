@@ -192,14 +192,25 @@ def one(cluster: Cluster, trial: Trial, chance: random.Random, seconds: float, e
         name = "server" if victim == "server" else chance.choice(cluster.workers)
         cluster.kill(name)
         cluster.start(name)
-    while (code := process.wait(PATIENCE)) and reruns < 3:
+    while (code := ended(process)) and reruns < 3:
         process, reruns = trial.again(), reruns + 1
     right = code == 0 and trial.found() == expected
-    said = "same bits, same rows" if right else "DIFFERS"
+    said = "same bits, same rows" if right else "HANGS" if code is None else "DIFFERS"
     print(f"{number + 1:3d}  {victim:11s} at {moment:5.1f} s  reruns {reruns}  {time.monotonic() - clock:5.0f} s  {said}", flush=True)
     if not right:
         print(f"     {trial.found()}\n{trial.log.read_text()}", flush=True)
+        for log in sorted(cluster.folder.glob("*.log")):
+            print(f"--- {log.name}", *log.read_text().splitlines()[-40:], sep="\n", flush=True)
     return right
+
+
+def ended(process: subprocess.Popen[str]) -> int | None:
+    """A coordinator's exit code; None for one that has not ended within `PATIENCE`, and is killed."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
 
 
 if __name__ == "__main__":
