@@ -35,6 +35,7 @@ POLL = 0.5  # seconds between two looks at a worker
 SOON = 20.0  # seconds that a worker needs at most to take a shard, if there is one
 COLLECT = 2.0  # seconds between two looks at what all of them have recorded
 LOST_AFTER = 30.0  # seconds without a heartbeat, after which a worker counts as lost
+BEGUN_AFTER = 90.0  # seconds in which a process that a worker starts has begun; a container may have to wait for its image first
 RETRIES = 5  # failures of a shard, one after the other with nothing done in between
 SHARDS_PER_WORKER = 2  # so that a slow worker holds up the others for half a share at most
 LEAST = {"targets": 100, "evaluate": 1000}  # requests in a shard, so that its work outlasts its start (docs/scaling.md)
@@ -51,6 +52,7 @@ class Shard:
 
     parts: list[Part]
     flow_run: UUID | None = None  # None: it is to be given out, but not before `since`
+    taken: bool = False  # by a worker, which starts something that will run it
     running: bool = False
     beat: str | None = None
     since: float = 0.0  # when it was given out, began, or last showed a sign of life
@@ -117,6 +119,7 @@ class Crew:
         self.arguments: dict[str, Any] = {}
         self.earlier: str | None = None
         self.attempt = bench.record.attempt
+        self.starts_processes = False  # whether the pool's workers start plain processes
         self._done: set[Slot] = set()  # found in the store
         self._told: set[int] = set()  # batches that were told of
         self._down: float | None = None  # since when the server has not answered
@@ -176,6 +179,7 @@ class Crew:
         self.arguments, self.earlier = ship(self.job, self.store).arguments(), keep(self.bench)
         with get_client(sync_client=True) as client:
             pool = self._pool(client)
+            self.starts_processes = client.read_work_pool(pool).type == "process"
             self._cancel(client)  # of a coordinator that was killed
             workers = sum(w.status == WorkerStatus.ONLINE for w in client.read_workers_for_work_pool(pool))
             if not workers:
@@ -249,7 +253,7 @@ class Crew:
             if run.state_type == StateType.RUNNING:
                 self._watch(client, shard)
             else:
-                self._wait(shard, run)
+                self._wait(client, shard, run)
             return False
         if state.name == REFUSED:
             fix = "what is done is kept: correct this, then `metake rerun`"
@@ -276,7 +280,8 @@ class Crew:
             idempotency_key=f"{self._tag} {self.bench.record.attempt} {self.attempt} {shard.title}",  # an answer that is lost costs nothing
         )
         shard.left = len([slot for part in shard.parts for slot in self.lacking(part.slots(self.steps))])
-        shard.flow_run, shard.running, shard.beat, shard.since, shard.told = run.id, False, None, time.monotonic(), False
+        shard.flow_run, shard.taken, shard.running, shard.beat, shard.told = run.id, False, False, None, False
+        shard.since = time.monotonic()
 
     def _watch(self, client: SyncPrefectClient, shard: Shard) -> None:
         """A worker shows that it lives by a heartbeat that changes; only our own clock counts."""
@@ -284,16 +289,24 @@ class Crew:
         if beat != shard.beat or not shard.running:
             shard.beat, shard.running, shard.since = beat, True, time.monotonic()
         elif time.monotonic() - shard.since > LOST_AFTER:
-            message = f"no sign of life for {LOST_AFTER:.0f} s"  # the next look finds the shard ended
-            client.set_flow_run_state(UUID(str(shard.flow_run)), Crashed(message=message), force=True)
+            self._crash(client, shard, f"no sign of life for {LOST_AFTER:.0f} s")
 
-    def _wait(self, shard: Shard, run: FlowRun) -> None:
-        """Nobody has taken a shard yet."""
+    def _crash(self, client: SyncPrefectClient, shard: Shard, why: str) -> None:
+        """Ends a shard in Prefect's record; the next look finds it ended. Should its process live after all, both make the same."""
+        client.set_flow_run_state(UUID(str(shard.flow_run)), Crashed(message=why), force=True)
+
+    def _wait(self, client: SyncPrefectClient, shard: Shard, run: FlowRun) -> None:
+        """Nobody has begun a shard yet. A worker that is killed after taking it leaves it so for ever."""
+        if run.state_type == StateType.PENDING and not shard.taken:
+            shard.taken, shard.since = True, time.monotonic()
         waited, pool = time.monotonic() - shard.since, run.work_pool_name
+        if shard.taken and self.starts_processes and waited > BEGUN_AFTER:
+            self._crash(client, shard, f"the worker that took it did not begin within {BEGUN_AFTER:.0f} s")
+            return
         how = f"`prefect worker start --pool {pool}` starts a worker"
         if waited > self.job.patience:
             raise WorkersFailed(f"no worker took '{shard.title}' within {self.job.patience} s: {how}; then `metake rerun`")
-        if waited > SOON and not shard.told:
+        if waited > SOON and not shard.taken and not shard.told:
             shard.told = True
             self.say(f"'{shard.title}' still waits for a worker of the pool '{pool}': {how}")
 
