@@ -35,6 +35,13 @@ def compare_methods(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    memory_budget: str | None = None,
+    chat: bool = False,
+    trust_remote_code: bool = False,
+    preset: str | None = None,
+    workers: str | None = None,
+    patience: Count = 600,
     on_bad_row: str = "stop",
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
@@ -57,6 +64,13 @@ def compare_methods(
         seed: Seed of whatever is random.
         dtype: Precision to compute in.
         device: cpu, cuda or cuda:0.
+        device_map: For a model larger than one device: auto, or a table {module: device, cpu or disk}. Empty: all of it on `device`.
+        memory_budget: Such as 20GiB, as of an edit. Empty: no bound.
+        chat: Prompts are what a user says, in the chat template of an instruct model.
+        trust_remote_code: Run Python code that the model's folder brings.
+        preset: Preset file of metake tune. Empty: the model's own preset, or the defaults.
+        workers: Deployment whose workers do all but checking and publishing. Empty: this process does all.
+        patience: Seconds to wait for a worker before an edit fails.
         on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         settings: Any other hyper-parameter, by name, for all methods.
         home: Folder of the artefacts and the database.

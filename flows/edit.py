@@ -60,6 +60,8 @@ def edit(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16", "float64"] = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    memory_budget: str | None = None,
     on_bad_row: Literal["stop", "quarantine"] = "stop",
     evaluate: bool = True,
     chat: bool = False,
@@ -90,6 +92,8 @@ def edit(
         seed: Seed of whatever is random.
         dtype: Precision to compute in.
         device: cpu, cuda or cuda:0.
+        device_map: For a model larger than one device: auto, or a table {module: device, cpu or disk}. Empty: all of it on `device`.
+        memory_budget: Such as 20GiB: parts of the work are made as small as that takes, or the run is refused. Empty: no bound.
         on_bad_row: stop, or quarantine: set bad rows aside in the record and go on.
         evaluate: Measure before, at write and after.
         chat: Prompts are what a user says, in the chat template of an instruct model.
@@ -107,6 +111,7 @@ def edit(
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
     say = _saying(bench)
     check_out(Path(job.out))
+    bench.keep_budget()
     with holding(job.out, f"{bench.name}, {bench.run_id}", wait=job.wait, say=say):
         try:
             result = _run(bench, run, here, say)

@@ -34,6 +34,8 @@ def statistics(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16", "float64"] = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    trust_remote_code: bool = False,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
 ) -> dict[str, Any]:
@@ -48,6 +50,8 @@ def statistics(
         seed: Seed of whatever is random.
         dtype: Precision to compute in.
         device: cpu, cuda or cuda:0.
+        device_map: For a model larger than one device: auto, or a table {module: device, cpu or disk}. Empty: all of it on `device`.
+        trust_remote_code: Run Python code that the model's folder brings.
         settings: Any other hyper-parameter, by name.
         home: Folder or URL of the artefacts.
     """

@@ -124,7 +124,8 @@ def _continue(lm: LanguageModel, asked: _Asked, rows: Tensor, given: Tensor, val
     cache = DynamicCache()
     for layer in range(len(lm.layers)):
         keys, values = keys_values(asked.cache, layer)
-        cache.update(keys[rows], values[rows], layer)
+        here = rows.to(keys.device)
+        cache.update(keys[here], values[here], layer)
     return lm.run(given, mask, _positions(mask)[:, -given.shape[1] :], cache)
 
 
@@ -136,7 +137,8 @@ def _generate(lm: LanguageModel, asked: _Asked, lengths: Sequence[int]) -> list[
         on = [i for i, row in enumerate(left) if lengths[row] > step]
         if len(on) < len(left):
             rows, left = torch.tensor(on, device=lm.device), [left[i] for i in on]
-            asked.cache.batch_select_indices(rows)
+            for part in asked.cache.layers:
+                part.batch_select_indices(rows.to(part.keys.device))
             token, mask = token[rows], mask[rows]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         hidden = lm.run(token[:, None], mask, _positions(mask)[:, -1:], asked.cache)
