@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metake.errors import InputError
 
@@ -80,7 +80,7 @@ def tokens_within(job: Job, fewest: int) -> tuple[int, int]:
     return asked, tokens
 
 
-def _memory(job: Job, **bound: int) -> tuple[int, dict[str, int]]:
+def _memory(job: Job, **bound: Any) -> tuple[int, dict[str, int]]:
     from metake.inspection import memory
 
     options = {"batch": job.batch_size, "dtype": job.dtype, "trust_remote_code": job.trust_remote_code, "placed": bool(job.device_map)}

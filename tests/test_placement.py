@@ -107,6 +107,9 @@ def test_it_computes_and_is_saved_in_the_precision_that_is_asked_for(saved, tmp_
     for source, dtype in ((tmp_path / "narrow", "float32"), (saved("llama"), "bfloat16")):
         one, two = load_model(source, dtype=dtype), load_model(source, dtype=dtype, device_map=on_disk("llama"))
         assert (one.fingerprint, one.stored_dtype, one.dtype) == (two.fingerprint, two.stored_dtype, two.dtype)
+        plain = AutoModelForCausalLM.from_pretrained(source, dtype=one.dtype)(input_ids=torch.arange(100)[None]).logits[0]
+        for lm in (one, two):
+            assert torch.equal(lm.hf(input_ids=torch.arange(100)[None]).logits[0], plain), "rotary frequencies keep their precision"
         assert one.saved_fingerprint() == two.saved_fingerprint() == two.save(tmp_path / f"again-{dtype}")
         assert load_model(tmp_path / f"again-{dtype}").fingerprint == one.saved_fingerprint()
 
@@ -195,11 +198,11 @@ def test_a_run_whose_edited_layer_is_offloaded_ends_before_anything_is_learned(t
     assert not list(tmp_path.glob("home/artifacts/plan/*/*")) and not (tmp_path / "edited").exists()
 
 
-def test_a_device_beside_a_map_is_refused():
+def test_a_device_beside_a_map_is_refused(tmp_path):
     with pytest.raises(InputError, match="--device-map: --device cuda:0 is given beside it"):
-        runs.small_job(Path("unused"), device="cuda:0", device_map="auto")
+        runs.small_job(tmp_path / "home", device="cuda:0", device_map="auto")
     with pytest.raises(InputError, match="--device-map: cannot be read as JSON"):
-        runs.small_job(Path("unused"), device_map="{cpu")
+        runs.small_job(tmp_path / "home", device_map="{cpu")
 
 
 # -- on GPUs -------------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,7 +138,8 @@ def _generate(lm: LanguageModel, asked: _Asked, lengths: Sequence[int]) -> list[
         on = [i for i, row in enumerate(left) if lengths[row] > step]
         if len(on) < len(left):
             rows, left = torch.tensor(on, device=lm.device), [left[i] for i in on]
-            for part in asked.cache.layers:
+            parts: list[Any] = asked.cache.layers
+            for part in parts:
                 part.batch_select_indices(rows.to(part.keys.device))
             token, mask = token[rows], mask[rows]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
