@@ -23,7 +23,7 @@ from metake.requests import RequestSet
 if TYPE_CHECKING:
     from metake.model import LanguageModel
 
-STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
+STATISTICS_CODE = ("anatomy", "corpus", "loading", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
 def prepare(bench: Workbench, found: RequestSet) -> Ref:
