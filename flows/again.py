@@ -15,15 +15,18 @@ from flows.versions import Home
 
 @flow(name="rerun", log_prints=False, persist_result=False)
 @described
-def rerun(run: str, first: Literal["evaluate", "publish"] | None = None, home: str = ".metake") -> dict[str, Any]:
+def rerun(
+    run: str, first: Literal["evaluate", "publish"] | None = None, trust_remote_code: bool = False, home: str = ".metake"
+) -> dict[str, Any]:
     """Goes on with a run that failed, was stopped or was killed, under its own id; or does a stage of it again.
 
     Args:
         run: Name of the run, or the beginning of its id or of the version it made.
         first: Stage to do again in any case, with those after it. Empty: only what is missing.
+        trust_remote_code: Run Python code that the model's folder brings, whatever the run was asked for.
     """
     arguments, continued = continuing(record_of(home), run, first)
     CONTINUES.set(continued)
-    arguments = with_base(Home(home), arguments, continued.run_id)
-    result: Any = edit(**{**arguments, "home": home})
+    arguments = with_base(Home(home, trust_remote_code=trust_remote_code), arguments, continued.run_id)
+    result: Any = edit(**{**arguments, "home": home, "trust_remote_code": trust_remote_code})
     return result

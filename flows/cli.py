@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     rerun.add_argument("run", metavar="RUN", help="a run: its name, or the beginning of its id or of the version it made")
     rerun.add_argument("--from", dest="first", choices=("evaluate", "publish"), help="do this stage and those after it again in any case")
     rerun.add_argument("--publish-anyway", action="store_true", help="publish the version of a run that was held, as it is")
+    rerun.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
     _add_saying(rerun)
     add_home(rerun)
     rerun.set_defaults(do=run_rerun, memory=False)
@@ -126,6 +127,8 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--dtype", choices=CHOICES["dtype"], default="float32")
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
+    add("--device-map", metavar="MAP", help="for a model larger than one device: auto, or a JSON table {module: device, cpu or disk}")
+    add("--memory-budget", metavar="SIZE", help="such as 20GiB: go through the model in as small parts as that takes, or refuse")
     add("--chat", action="store_true", help="prompts are what a user says, in the chat template of an instruct model")
     add("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")
     add("--preset", metavar="FILE", help="settings that `metake tune` found; --layers, --tokens and --set go before them")
@@ -198,7 +201,7 @@ def run_edit(given: argparse.Namespace) -> int:
     if given.plan:
         from flows.plan import plan_arguments
 
-        asked = plan_arguments(given.plan)
+        asked = {**plan_arguments(given.plan), "trust_remote_code": given.trust_remote_code}  # a file is no one who asks
     edit_here(asked, given)
     return 0
 
@@ -210,7 +213,8 @@ def run_rerun(given: argparse.Namespace) -> int:
 
     arguments, run = continuing(_database(given), given.run, given.first, publish_anyway=given.publish_anyway)
     CONTINUES.set(run)
-    edit_here({**with_base(Home(given.home), arguments, run.run_id), "home": given.home}, given)
+    trust = {"trust_remote_code": given.trust_remote_code}  # asked for anew: what the run was asked for does not count
+    edit_here({**with_base(Home(given.home, **trust), arguments, run.run_id), "home": given.home, **trust}, given)
     return 0
 
 

@@ -111,6 +111,8 @@ def _register_db(commands: Any) -> None:
 def _add_base(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base", metavar="DIR", help="where the base model is now, if it was moved")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:0, …")
+    command.add_argument("--device-map", metavar="MAP", help="for a model larger than one device, as of `metake edit`")
+    command.add_argument("--trust-remote-code", action="store_true", help="run Python code that the base model's folder brings")
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------------------
@@ -290,7 +292,11 @@ def run_db_export(given: argparse.Namespace) -> int:
 def _home(given: argparse.Namespace) -> Home:
     from flows.versions import Home
 
-    return Home(given.home, getattr(given, "base", None), getattr(given, "device", "cpu"))
+    if not hasattr(given, "base"):
+        return Home(given.home)
+    from flows.job import read_device_map
+
+    return Home(given.home, given.base, given.device, given.trust_remote_code, read_device_map(given.device_map, given.device))
 
 
 def _database(given: argparse.Namespace) -> Database:

@@ -37,6 +37,13 @@ def compare_methods(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    memory_budget: str | None = None,
+    chat: bool = False,
+    trust_remote_code: bool = False,
+    preset: str | None = None,
+    workers: str | None = None,
+    patience: Count = 600,
     on_bad_row: str = "stop",
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",

@@ -57,6 +57,8 @@ def edit(
     seed: int = 0,
     dtype: Dtype = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    memory_budget: str | None = None,
     on_bad_row: OnBadRow = "stop",
     evaluate: bool = True,
     chat: bool = False,
@@ -74,9 +76,6 @@ def edit(
     Args:
         out: Folder for the edited model; one that an earlier run made is replaced.
         evaluate: Measure before, at write and after.
-        chat: Prompts are what a user says, in the chat template of an instruct model.
-        trust_remote_code: Run Python code that the model's folder brings.
-        preset: Preset file of metake tune. Empty: the model's own preset, or the defaults.
         wait: Wait for another run that writes to the same folder, instead of refusing.
     """
     job, here = Job.make(**flow_run.parameters), str(flow_run.id)
@@ -84,6 +83,7 @@ def edit(
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
     say = _saying(bench)
     check_out(Path(job.out))
+    bench.keep_budget()
     with holding(job.out, f"{bench.name}, {bench.run_id}", wait=job.wait, say=say):
         try:
             result = _run(bench, run, here, say)

@@ -104,7 +104,7 @@ def _model_before(home: Home, segments: Sequence[Segment], here: int, place: int
     for segment in segments[:here]:
         lm = add_deltas(home, lm, segment.deltas, first=segment is segments[0])
     if here:
-        lm = settled(lm, dtype)
+        lm = settled(home, lm, dtype)
     return add_deltas(home, lm, () if segments[here].joint else segments[here].deltas[:place])
 
 

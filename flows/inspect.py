@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from metake.errors import InputError
 
 if TYPE_CHECKING:
     from flows.job import Job
@@ -53,11 +55,40 @@ def memory_text(job: Job) -> str:
     Raises:
         InputError: as `metake.inspection.memory`.
     """
-    from metake.budget import in_words
+    return "\n".join([f"Memory of {job.model_name} in {job.dtype}, at most:", *_parts(_memory(job)[1])])
+
+
+def tokens_within(job: Job, fewest: int) -> tuple[int, int]:
+    """How many tokens an edit would put through the model at once, and with how many it keeps the job's memory budget.
+
+    Raises:
+        InputError: not even `fewest` keep it; and as `metake.inspection.memory`.
+    """
+    from metake.budget import in_words, read_bytes
+
+    asked, _ = _memory(job)
+    most = read_bytes(str(job.memory_budget))
+    tokens, parts = _memory(job, most=most, fewest=fewest)
+    if parts["in all"] > most:
+        table = "\n".join(_parts(parts))
+        fix = "a smaller --batch-size, fewer --layers, --dtype bfloat16"
+        raise InputError(
+            f"{job.model_name} in {job.dtype} needs up to {in_words(parts['in all'])}, with {tokens} tokens at once:\n{table}\n",
+            place=f"--memory-budget {job.memory_budget}",
+            fix=fix + (" or a larger budget" if job.device_map else ", a --device-map or a larger budget"),
+        )
+    return asked, tokens
+
+
+def _memory(job: Job, **bound: Any) -> tuple[int, dict[str, int]]:
     from metake.inspection import memory
 
-    options = {"batch": job.batch_size, "dtype": job.dtype, "trust_remote_code": job.trust_remote_code}
-    parts = memory(job.model, job.method, job.overrides, **options)
+    options = {"batch": job.batch_size, "dtype": job.dtype, "trust_remote_code": job.trust_remote_code, "placed": bool(job.device_map)}
+    return memory(job.model, job.method, job.overrides, **options, **bound)
+
+
+def _parts(parts: dict[str, int]) -> list[str]:
+    from metake.budget import in_words
+
     width = max(map(len, parts))
-    lines = (f"  {name.ljust(width)}  {in_words(size)}" for name, size in parts.items())
-    return "\n".join([f"Memory of {job.model_name} in {job.dtype}, at most:", *lines])
+    return [f"  {name.ljust(width)}  {in_words(size)}" for name, size in parts.items()]

@@ -12,7 +12,7 @@ from typing import Any
 from metake import demo
 from metake.errors import InputError
 from metake.requests import RequestSet, read_requests
-from metake.settings import METHODS, Settings, preset_settings, read_preset
+from metake.settings import METHODS, Settings, check_match, preset_settings, read_preset
 
 READ, MADE = ("requests", "model", "corpus", "heldout"), ("home", "out")  # paths among the arguments
 MARKER = "metake.json"  # a folder that holds it was made here and may be replaced
@@ -44,6 +44,8 @@ class Job:
     seed: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    device_map: str | Mapping[str, str | int] | None = None
+    memory_budget: str | None = None
     on_bad_row: str = "stop"
     evaluate: bool = True
     chat: bool = False
@@ -59,14 +61,22 @@ class Job:
         """A job with what was left out taken from the bundle.
 
         Raises:
-            InputError: requests without a model or the other way round, a value out of range, or limits without evaluation.
+            InputError: requests without a model or the other way round, a value out of range, limits without evaluation, or a preset
+                of another model.
         """
         if (requests is None) != (model is None):
             missing, given = ("REQUESTS", "--model") if requests is None else ("--model", "REQUESTS")
             raise InputError(f"{given} is given without {missing}", place=missing, fix="give both, or neither for the bundled demo")
         layers, limits = others.pop("layers", None), _limits_json(others.pop("limits", None))
+        others["device_map"] = read_device_map(others.get("device_map"), others.get("device", "cpu"))
         if preset := others.pop("preset", None):
-            own = preset_settings(read_preset(preset), others.get("method", "metake"))
+            found = read_preset(preset)
+            if found.get("match"):
+                from metake.loading import read_config
+
+                trust = {"trust_remote_code": others.get("trust_remote_code", False)}
+                check_match(found, read_config(model or demo.model_path(), **trust), preset)
+            own = preset_settings(found, others.get("method", "metake"))
             others["settings"] = {**own, **others.get("settings", {})}  # what the record holds is what it says, not where it is
         job = cls(
             requests=requests or str(demo.requests_path()),
@@ -83,6 +93,10 @@ class Job:
         for name, allowed in CHOICES.items():
             if getattr(job, name) not in allowed:
                 raise InputError(f"'{getattr(job, name)}' is not known", place=_option(name), fix=f"use one of {', '.join(allowed)}")
+        if job.memory_budget is not None:
+            from metake.budget import read_bytes
+
+            read_bytes(job.memory_budget)
         for name in ("batch_size", "limit", "tokens", "patience"):
             if (value := getattr(job, name)) is not None and value < 1:
                 raise InputError(f"{value} is too small", place=_option(name), fix="give a whole number from 1 on")
@@ -148,6 +162,23 @@ def _limits_json(given: Any) -> dict[str, Any]:
     from flows.limits import read_limits
 
     return read_limits(given).to_json()
+
+
+def read_device_map(given: Any, device: str) -> Any:
+    """One of accelerate's words, or a table {module: device}, which may come as the text of a JSON object; None for none.
+
+    Raises:
+        InputError: it cannot be read, or a device is named beside it.
+    """
+    if given and device != "cpu":
+        raise InputError(f"--device {device} is given beside it", place="--device-map", fix="leave out one of the two: a map says it all")
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            return json.loads(given)
+        except ValueError as error:
+            fix = 'give auto, or a table such as {"": "cuda:0", "model.layers.31": "cpu"}'
+            raise InputError(f"cannot be read as JSON: {error}", place="--device-map", fix=fix) from error
+    return given
 
 
 def check_out(out: Path) -> None:

@@ -84,6 +84,7 @@ def shard(
         with Heartbeat(bench.store, beat_name(run_id, str(flow_run.id))):
             bench.job = unpack(job, bench.store)
             bench.plan, bench.earlier = Plan.load(bench.store, plan), kept(bench.store, earlier)
+            bench.keep_budget()
             if bench.lm.fingerprint != bench.plan.model["fingerprint"]:
                 raise InputError(
                     f"holds {bench.lm.fingerprint}, not the model of this run, {bench.plan.model['fingerprint']}",

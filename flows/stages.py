@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from metake.model import LanguageModel
 
 EARLIER = "earlier_"  # begins the metrics' names of earlier runs' facts, so that no view takes them for those of the run's own
-STATISTICS_CODE = ("anatomy", "corpus", "model", "passes", "prompts", "rows", "statistics", "sums")
+STATISTICS_CODE = ("anatomy", "corpus", "loading", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
 def prepare(bench: Workbench, found: RequestSet) -> Ref:
@@ -51,12 +51,14 @@ def prepare(bench: Workbench, found: RequestSet) -> Ref:
 
 
 def plan_facts(bench: Workbench, found: RequestSet) -> dict[str, Any]:
+    from metake.placement import check_resident
     from metake.prompts import CONTEXTS, prompt_ids
     from metake.requests import check_tokens
     from metake.settings import make_settings
 
     lm, job = bench.lm, bench.job
     settings = make_settings(job.method, lm.config, **job.overrides)
+    check_resident(lm, settings.layers)
     room = lm.context_length - max(len(prompt_ids(lm.tokenizer, text)) for text in CONTEXTS)  # learning puts these before a prompt
     checked = check_tokens(found, lm.tokenizer, room, on_bad_row=job.on_bad_row)  # type: ignore[arg-type]
     return {
@@ -72,7 +74,7 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
     """What later stages need to know of a model that they may not have to load."""
     return {
         "fingerprint": lm.fingerprint,
-        "parameters": sum(p.numel() for p in lm.hf.parameters()),
+        "parameters": lm.parameters,
         "dtype": str(lm.stored_dtype).removeprefix("torch."),
         "context_length": lm.context_length,
     }
@@ -272,8 +274,9 @@ def perplexity(bench: Workbench, statistics: Ref, moment: str, deltas: Sequence[
     def build(folder: Path, progress: Any) -> None:
         from metake.evaluation import perplexity
 
+        tokens = min(4096, 2 * bench.batch_tokens)  # no targets are held beside them
         with bench.as_saved(statistics, deltas) as lm:
-            value = perplexity(lm, read_corpus(bench.job.heldout), length=_row_length(bench), progress=progress)
+            value = perplexity(lm, read_corpus(bench.job.heldout), length=_row_length(bench), batch_tokens=tokens, progress=progress)
         _write_json(folder / "metrics.json", [{"request_id": None, "name": "perplexity", "value": value}])
 
     return bench.make(f"perplexity_{moment}", "perplexity", meaning, build, rows=_metric_rows(moment))

@@ -36,6 +36,8 @@ def statistics(
     seed: int = 0,
     dtype: Dtype = "float32",
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    trust_remote_code: bool = False,
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
 ) -> dict[str, Any]:

@@ -8,18 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.home import database_of, store_of
+from flows.names import SHORT
 from metake import demo
 from metake.errors import InputError
 from metake.settings import Settings, make_settings, preset_for
+from storage import Recorder, artifact_key
 
 if TYPE_CHECKING:
     from flows.job import Job
     from metake.tuning import Tuning
 
+KIND = "tuning"  # of its artefacts
 FACTS = 100  # of the file's: half to trace, half to try
 SHARED = ("layers", "length", "statistics_tokens")  # what a preset says for every method
 KINDS = ("efficacy", "generalisation", "specificity", "harmonic")
@@ -82,11 +88,13 @@ def run_tune(given: argparse.Namespace) -> int:
     )
     preset = preset_of(found, job, lm.config, time.perf_counter() - clock)
     print(tuning_text(found))
-    out.write_text(json.dumps(preset, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.write_text(_json(preset), encoding="utf-8")
     print(f"\npreset   {out}  (metake edit … --preset {out})")
     if given.plot:
         draw(found, job.model_name, Path(given.plot))
         print(f"drawn    {given.plot}")
+    key = keep(found, preset, job, lm.fingerprint)
+    print(f"tuning   {key[:SHORT]}  (metake sql \"SELECT * FROM tuning WHERE tuning LIKE '{key[:SHORT]}%'\")")
     return 0
 
 
@@ -158,6 +166,40 @@ def _moved(settings: Settings) -> dict[str, Any]:
 def _quantiles(values: Any) -> dict[str, float]:
     """Smallest, fifth, half and largest."""
     return {f"{100 * q:g} %": float(values[round(q * (len(values) - 1))]) for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)}
+
+
+def _json(preset: dict[str, Any]) -> str:
+    return json.dumps(preset, indent=1, ensure_ascii=False) + "\n"
+
+
+# -- in the record -------------------------------------------------------------------------------------------------------------------
+def keep(found: Tuning, preset: dict[str, Any], job: Job, model: str) -> str:
+    """Puts a tuning into the record: an artefact with the preset and the plot, and a row per trial. Returns the artefact's key."""
+    store, at = store_of(job.home), datetime.now(UTC)
+    meaning = {"model": model, "method": found.method, "requests": [r.content_id for r in found.tried], "at": at.isoformat()}
+    key = artifact_key(KIND, meaning)
+    with store.writing(KIND, key, meaning) as folder:
+        (folder / "preset.json").write_text(_json(preset), encoding="utf-8")
+        with suppress(InputError):  # without matplotlib the numbers stand alone
+            draw(found, job.model_name, folder / "plot.svg")
+    shared = {"tuning": key, "name": job.model_name, "model": model, "method": found.method, "floor": found.floor, "tuned_at": at}
+    rows = [
+        {
+            **shared,
+            **{kind: t.measured.get(f"{kind}_success") for kind in KINDS},
+            "trial": number,
+            "why": t.why,
+            "layers": list(t.settings.layers),
+            "settings": t.settings.to_dict(),
+            "taken": t is found.best,
+            "facts": len(found.tried),
+            "seconds": t.seconds,
+        }
+        for number, t in enumerate(found.trials, 1)
+    ]
+    part = {"tuning": rows, "artifacts": [store.describe(KIND, key)]}
+    Recorder(database_of(job.home), store).record(f"{KIND}-{key[:SHORT]}/trials-1", part)
+    return key
 
 
 # -- in words ------------------------------------------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ class Replay:
             if i + 1 == len(segments):
                 return self._publish(bench, known, deltas)
             bench.editor(known, deltas)
-            parent, lm = lm.fingerprint, settled(lm, self._learned(segments[i + 1])["dtype"])
+            parent, lm = lm.fingerprint, settled(self.home, lm, self._learned(segments[i + 1])["dtype"])
             self._note_version(lm, parent, deltas)
         return self._publish(self._bench(None, lm), _statistics_of(self.home, self.original[0]), [])
 
@@ -350,6 +350,8 @@ class Replay:
             dtype=learned["dtype"],
             chat=learned.get("chat", False),
             device=self.home.device,
+            trust_remote_code=self.home.trust_remote_code,
+            device_map=self.home.device_map,
         )
         bench = Workbench(job, run_id=self.run_id, name=self.name, reporter=self.reporter)
         if lm is not None:
@@ -420,7 +422,7 @@ def _statistics_of(home: Home, segment: Segment) -> Ref:
 def _model_facts(lm: LanguageModel) -> dict[str, Any]:
     return {
         "fingerprint": lm.fingerprint,
-        "parameters": sum(p.numel() for p in lm.hf.parameters()),
+        "parameters": lm.parameters,
         "dtype": str(lm.stored_dtype).removeprefix("torch."),
         "context_length": lm.context_length,
     }

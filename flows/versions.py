@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.card import version_card
 from flows.home import record_of, store_of
@@ -30,11 +30,15 @@ class Home:
 
     Attributes:
         base: folder of the base model, when it is not where the record says.
+        trust_remote_code: whether code that comes with the base is run. What a run was asked for does not count: it is asked for anew.
+        device_map: where the model's parts go when it is larger than one device (`metake.placement`).
     """
 
     folder: str
     base: str | None = None
     device: str = "cpu"
+    trust_remote_code: bool = False
+    device_map: Any = None
 
     @cached_property
     def database(self) -> Database:
@@ -43,6 +47,11 @@ class Home:
     @cached_property
     def store(self) -> ArtifactStore:
         return store_of(self.folder)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `metake.model.load_model` is told besides."""
+        return {"device": self.device, "trust_remote_code": self.trust_remote_code, "device_map": self.device_map}
 
 
 def rebuild(home: Home, version: str) -> LanguageModel:
@@ -67,23 +76,28 @@ def add_deltas(home: Home, lm: LanguageModel, deltas: Sequence[str], *, first: b
 
     folders = [home.store.get("delta", key) for key in deltas]
     if not first:
-        lm = settled(lm, Delta.facts(folders[0])["dtype"] if folders else None)
+        lm = settled(home, lm, Delta.facts(folders[0])["dtype"] if folders else None)
     for folder in folders:
         for layer, part in Delta.load(folder).layers.items():
             lm.add(layer, part.change)
     return lm
 
 
-def settled(lm: LanguageModel, dtype: str | None = None) -> LanguageModel:
+def settled(home: Home, lm: LanguageModel, dtype: str | None = None) -> LanguageModel:
     """The model as loading a saved checkpoint of it would give, computing in `dtype`."""
     from metake.model import load_model
 
     if dtype in (None, str(lm.dtype).removeprefix("torch.")):
         lm.settle()
         return lm
-    with tempfile.TemporaryDirectory() as folder:
-        lm.save(folder)
-        return load_model(folder, dtype=dtype, device=str(lm.device), chat=lm.chat)
+    folder = tempfile.TemporaryDirectory()
+    lm.save(folder.name)
+    made = load_model(folder.name, dtype=dtype, chat=lm.chat, **home.loading)
+    if home.device_map:
+        made.folders.append(folder)  # its weights may be read from there
+    else:
+        folder.cleanup()
+    return made
 
 
 def checkout(home: Home, version: str, out: Path, *, card: str | None = None) -> str:
@@ -121,14 +135,14 @@ def load_base(home: Home, segments: Sequence[Segment], version: str) -> Language
     tensors, dtype, chat = _recorded(home.store, segments)
     complaint: InputError | None = None
     if home.base is not None:
-        lm = _load(home.base, dtype, home.device, chat)
+        lm = _load(home.base, dtype, chat, home.loading)
         if lm.fingerprint != wanted:
             raise _wrong(home.base, lm, wanted, tensors)
         return lm
     (recorded,) = home.database.query("SELECT max(uri) FROM models WHERE fingerprint = ?", [wanted]).rows[0]
     for place in _places(recorded, tensors):
         with suppress(InputError):
-            lm = _load(place, dtype, home.device, chat)
+            lm = _load(place, dtype, chat, home.loading)
             if lm.fingerprint == wanted:
                 return lm
             complaint = complaint or _wrong(place, lm, wanted, tensors)
@@ -137,13 +151,13 @@ def load_base(home: Home, segments: Sequence[Segment], version: str) -> Language
     )
 
 
-def _load(place: str, dtype: str, device: str, chat: bool) -> LanguageModel:
+def _load(place: str, dtype: str, chat: bool, loading: Mapping[str, Any]) -> LanguageModel:
     from transformers.utils import logging
 
     from metake.model import load_model
 
     logging.disable_progress_bar()
-    return load_model(place, dtype=dtype, device=device, chat=chat)
+    return load_model(place, dtype=dtype, chat=chat, **loading)
 
 
 def _recorded(store: ArtifactStore, segments: Sequence[Segment]) -> tuple[Mapping[str, str], str, bool]:

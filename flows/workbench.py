@@ -90,6 +90,7 @@ class Workbench:
         worker: bool = False,
     ):
         self.job, self.run_id, self.name, self.force = job, run_id, name, force
+        self.worker = worker
         self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
         self.earlier: tuple[Request, ...] = ()
@@ -185,6 +186,21 @@ class Workbench:
             self._editor.settings = replace(self._editor.settings, batch_tokens=tokens)
         _free_memory()
 
+    def keep_budget(self) -> None:
+        """Has as few tokens go through the model at once as the job's memory budget takes, before anything is loaded.
+
+        Raises:
+            InputError: that would be fewer than `FEWEST_TOKENS`, or the model's config cannot be read.
+        """
+        if self.job.memory_budget is None:
+            return
+        from flows.inspect import tokens_within
+
+        asked, tokens = tokens_within(self.job, FEWEST_TOKENS)
+        if tokens < asked:
+            self._batch_tokens = tokens
+            self.reporter.line(f"memory budget of {self.job.memory_budget}: {tokens} tokens at once instead of {asked}")
+
     # -- the requests -----------------------------------------------------------------------------------------------------------
     @cached_property
     def batches(self) -> list[tuple[Request, ...]]:
@@ -207,12 +223,16 @@ class Workbench:
 
         from metake.model import load_model
 
-        _check_device(self.device)
+        job, device_map = self.job, self.job.device_map
+        if device_map is None:
+            _check_device(self.device)
+        elif job.workers and not self.worker:
+            device_map = "auto"  # the map is that of the workers' machines
         logging.disable_progress_bar()  # loading and saving have their own, on no terminal even
         hub_logging.set_verbosity_error()  # a hub that cannot be reached is one error in the end, not one per attempt
         torch.manual_seed(self.job.seed)
-        job = self.job
-        return load_model(job.model, dtype=job.dtype, device=self.device, trust_remote_code=job.trust_remote_code, chat=job.chat)
+        reading: dict[str, Any] = {"trust_remote_code": job.trust_remote_code, "chat": job.chat}
+        return load_model(job.model, dtype=job.dtype, device=self.device, device_map=device_map, **reading)
 
     def editor(self, statistics: Ref, deltas: Sequence[Ref]) -> Editor:
         """The editor with these deltas written and no others."""

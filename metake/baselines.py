@@ -173,7 +173,7 @@ def tuned(lm: LanguageModel, rows: KeyRows, requests: Sequence[Request], setting
     A request that the model itself cannot read has no loss and takes no part.
     """
     (layer,) = settings.layers
-    change = torch.zeros(lm.weight(layer).shape, dtype=torch.float32, device=lm.device)
+    change = torch.zeros(lm.weight(layer).shape, dtype=torch.float32, device=lm.weight(layer).device)
     texts = _texts(lm, requests, settings.batch_tokens)
     with torch.no_grad():
         sound = _losses(texts, layer, change, len(requests)).isfinite()
@@ -216,7 +216,7 @@ def _descend(
 
 def _losses(texts: Sequence[_Texts], layer: int, change: Tensor, count: int) -> Tensor:
     """Each request's loss (n,); where ``change`` learns, the gradient of their mean is left in it."""
-    total = torch.zeros(count, dtype=texts[0].weight.dtype, device=change.device)
+    total = torch.zeros(count, dtype=texts[0].weight.dtype, device=texts[0].weight.device)
     for each in texts:
         losses = each.losses(layer, change)
         if losses.requires_grad:

@@ -1,8 +1,8 @@
 """How much memory an edit needs, from the model's shapes and the settings: told before anything is loaded.
 
-Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets and write
-come one after the other, so the whole is the first two and the largest of the other three. Upper estimates for prompts of up to `PROMPT`
-tokens, but for what the allocator and the libraries take themselves (about half a gigabyte).
+Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets, write and
+evaluation come one after the other, so the whole is the first two and the largest of the others. Upper estimates for prompts of up to
+`PROMPT` tokens, but for what the allocator and the libraries take themselves (about half a gigabyte).
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from metake.anatomy import Anatomy, part
+from metake.errors import InputError
 from metake.prompts import CONTEXTS
 from metake.settings import Settings
 
 PROMPT = 32  # tokens of a prompt with its context and target
+UNITS = {f"{prefix}{unit}": base**power for unit, base in (("iB", 1024), ("B", 1000)) for power, prefix in enumerate("KMGT", 1)} | {"B": 1}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -42,12 +44,13 @@ class Shape:
         return cls(sum(p.numel() for p in hf.parameters()), len(layers), d, d_in, hf.get_input_embeddings().weight.shape[0], cached)
 
 
-def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: str | None = None) -> dict[str, int]:
+def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: str | None = None, placed: bool = False) -> dict[str, int]:
     """Bytes by part, and ``in all``.
 
     Args:
         batch: requests learned and written together.
         dtype, stored: precision that is computed in, and that of the checkpoint.
+        placed: weights lie where a device map puts them, and are not counted.
     """
     size, d, inner, m = BYTES[dtype], shape.width, shape.inner, len(settings.layers)
     square, above = inner * inner, shape.depth - 1 - settings.layers[-1]
@@ -60,11 +63,12 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
     rows = batch * (len(CONTEXTS) + 1) * PROMPT  # tokens of all texts that targets are learned on, each held through the rounds:
     held = rows * (3 * d + 2 * above * shape.cached) * size  # entering the first edited layer, being edited, and what is above L
     parts = {
-        "weights": shape.parameters * max(size, BYTES.get(stored or dtype, size)),
+        "weights": 0 if placed else shape.parameters * max(size, BYTES.get(stored or dtype, size)),
         "edited weights, as they were and their changes": m * d * inner * (size + 4),
         "statistics: sums, spectrum": (2 * m + 5) * 8 * square + passing,
         "targets: what is learned through": m * prior + cost + held + above * passing + 3 * head + batch * shape.vocabulary * 4,
         "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
+        "evaluation: caches, logits": m * prior + max(4 * tokens * shape.depth * 2 * shape.cached * size + head, 6 * head) + 2 * passing,
     }
     standing, others = list(parts.values())[:2], list(parts.values())[2:]
     return {**parts, "in all": sum(standing) + max(others)}
@@ -73,3 +77,20 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
 def in_words(count: int) -> str:
     """Bytes as people read them."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def read_bytes(text: str) -> int:
+    """A size such as 20GiB, 800 MB or 1.5TiB in bytes.
+
+    Raises:
+        InputError: it is none.
+    """
+    number = text.strip().rstrip("KMGTiB").strip()
+    unit = text.strip()[len(number) :].strip() or "B"
+    try:
+        size = float(number) * UNITS[unit]
+    except (ValueError, KeyError):
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise InputError(f"'{text}' is no size", place="--memory-budget", fix="give a number with its unit, such as 20GiB")
+    return int(size)

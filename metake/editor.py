@@ -24,6 +24,7 @@ from metake.errors import InputError
 from metake.gate import proxy_gate, write_cost
 from metake.joint import Batch, JointKeys
 from metake.model import Factors, LanguageModel
+from metake.placement import check_resident
 from metake.requests import Request
 from metake.restraints import corrections_of, restrained
 from metake.settings import Settings
@@ -50,6 +51,7 @@ class Editor:
         missing = [l for l in settings.layers if l not in statistics.layers]
         if missing:
             raise InputError(f"the statistics lack layers {missing}", fix="collect them for all edited layers")
+        check_resident(lm, settings.layers)
         self.lm, self.statistics, self.settings = lm, statistics, settings
         self._empty = {l: self._prior(l) for l in settings.layers}
         self.priors: dict[int, Prior] = dict(self._empty)

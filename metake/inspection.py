@@ -7,7 +7,7 @@ back to the hidden state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +178,21 @@ def _plan(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:
 
 
 def memory(
-    source: str | Path, method: str, overrides: dict[str, Any], *, batch: int, dtype: str, trust_remote_code: bool = False
-) -> dict[str, int]:
-    """The budget of an edit, in bytes by part: see `budget.budget`. No weight is read.
+    source: str | Path,
+    method: str,
+    overrides: dict[str, Any],
+    *,
+    batch: int,
+    dtype: str,
+    placed: bool = False,
+    trust_remote_code: bool = False,
+    most: int | None = None,
+    fewest: int = 1,
+) -> tuple[int, dict[str, int]]:
+    """How many tokens go through the model at once, and the budget of an edit in bytes by part: see `budget.budget`. No weight is read.
+
+    Args:
+        most: bytes that it shall fit into: the tokens of the settings are halved until it does, or would be fewer than ``fewest``.
 
     Raises:
         InputError: the model's config cannot be read or its family is not supported, or a setting is wrong.
@@ -190,7 +202,12 @@ def memory(
     check_quantisation(config, source)
     settings = make_settings(method, config, **overrides)
     stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return budget(Shape.of(_without_weights(config, trust_remote_code), anatomy), settings, batch=batch, dtype=dtype, stored=stored)
+    shape = Shape.of(_without_weights(config, trust_remote_code), anatomy)
+    while True:
+        parts = budget(shape, settings, batch=batch, dtype=dtype, stored=stored, placed=placed)
+        if most is None or parts["in all"] <= most or settings.batch_tokens // 2 < fewest:
+            return settings.batch_tokens, parts
+        settings = replace(settings, batch_tokens=settings.batch_tokens // 2)
 
 
 def as_row(family: str, anatomy: Anatomy) -> str:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from metake.errors import InputError
+from metake.placement import Weights
 
 T = TypeVar("T")
 
@@ -95,11 +96,20 @@ def read_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     return tokenizer
 
 
-def bos_habit(tokenizer: Any) -> str:
-    """How the tokenizer opens and closes a text, in words."""
+def opening_ids(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer opens a text with."""
+    return _around(tokenizer)[0]
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     ids, bare = tokenizer("A word")["input_ids"], tokenizer("A word", add_special_tokens=False)["input_ids"]
     at = next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)
-    opening, closing = tokenizer.convert_ids_to_tokens(ids[:at]), tokenizer.convert_ids_to_tokens(ids[at + len(bare) :])
+    return ids[:at], ids[at + len(bare) :]
+
+
+def bos_habit(tokenizer: Any) -> str:
+    """How the tokenizer opens and closes a text, in words."""
+    opening, closing = (tokenizer.convert_ids_to_tokens(ids) for ids in _around(tokenizer))
     said = f"opens a text with {' '.join(opening)}" if opening else "opens a text with no special token"
     return said + (f", closes it with {' '.join(closing)}, which is left out of prompts" if closing else "")
 
@@ -125,7 +135,8 @@ def check_weights(model: nn.Module, report: dict[str, Any], source: str | Path) 
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise InputError(f"the checkpoint lacks the weight '{missing}'", place=str(source), fix="use an intact checkpoint")
-    bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    weights = Weights(model)
+    bad = next((n for n, _ in model.named_parameters() if not torch.isfinite(weights[n]).all()), None)
     if bad:
         raise InputError(f"the weight '{bad}' holds values that are not finite", place=str(source), fix="use an intact checkpoint")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from metake.anatomy import Anatomy, anatomy_of, part
 from metake.chat import ChatTokenizer
 from metake.errors import InputError
 from metake.loading import check_quantisation, check_vocabulary, check_weights, read_config, read_tokenizer, reading, where
+from metake.placement import SHARD, DeviceMap, ToSave, Weights, check_map, complete
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -61,14 +64,15 @@ class LanguageModel:
         self.layers: list[nn.Module] = list(part(hf, self.anatomy.layers).children())
         self.decoder = part(hf, self.anatomy.layers.rpartition(".")[0])
         self._check_own_weights()
+        self.folders: list[tempfile.TemporaryDirectory] = []  # that offloaded weights are read from: they go when the model goes
         self._originals: dict[int, Tensor] = {}
         self._changes: dict[int, Tensor] = {}
 
     def _check_own_weights(self) -> None:
         """A write to a weight that several layers share would be a write to all of them."""
         seen: dict[int, int] = {}
-        for layer in range(len(self.layers)):
-            first = seen.setdefault(self.weight(layer).data_ptr(), layer)
+        for layer, weight in enumerate(map(self.weight, range(len(self.layers)))):
+            first = seen.setdefault(id(self.down(layer)) if weight.is_meta else weight.data_ptr(), layer)
             if first != layer:
                 raise InputError(
                     f"layers {first} and {layer} share one down-projection: a fact written into one is written into both",
@@ -83,7 +87,9 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.weight(0).device
+        """Where it is; of a model on several devices that of the first layer that is held, where all that is kept of passes goes."""
+        held = (w for w in map(self.weight, range(len(self.layers))) if not w.is_meta)
+        return next(held, self.weight(0)).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,6 +109,12 @@ class LanguageModel:
     def width(self) -> int:
         """d, the size of the hidden state."""
         return self.weight(0).shape[0]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are; a head that is tied to the embeddings counts once, also where accelerate has parted them."""
+        tied = getattr(self.hf, "all_tied_weights_keys", {})
+        return sum(p.numel() for name, p in self.hf.named_parameters() if name not in tied)
 
     @property
     def context_length(self) -> int:
@@ -141,13 +153,14 @@ class LanguageModel:
         """Head over hidden states after the final norm, soft-capped where the family does that."""
         out = self.hf.get_output_embeddings()(normed)
         cap = softcap_of(self.config, self.anatomy)
-        out = out if cap is None else cap * torch.tanh(out / cap)
+        out = (out if cap is None else cap * torch.tanh(out / cap)).to(normed.device)
         return out if out.dtype == torch.float64 else out.float()
 
     def run(self, ids: Tensor, mask: Tensor, positions: Tensor | None = None, cache: Any = None) -> Tensor:
         """The decoder without its head: hidden states after the final norm, (B, T, d)."""
         extra = {} if positions is None else {"position_ids": positions}
-        return self.decoder(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra)[0]
+        out = self.decoder(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra)[0]
+        return out.to(ids.device)
 
     @torch.no_grad()
     def before_norm(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
@@ -162,8 +175,8 @@ class LanguageModel:
         if self.anatomy.mlp_norm is None:
             return shift
         norm = part(self.layers[layer], self.anatomy.mlp_norm)
-        value = self.down(layer)(keys.T.to(self.dtype)).T.to(shift.dtype)  # (d, n)
-        gain = norm(torch.ones(1, self.width, dtype=self.dtype, device=self.device))[0].to(shift.dtype)
+        value = self.down(layer)(keys.T.to(self.dtype)).T.to(shift)  # (d, n)
+        gain = norm(torch.ones(1, self.width, dtype=self.dtype, device=self.device))[0].to(shift)
         inverse = gain / (gain**2 + 0.01 * gain.square().mean())
         return shift * inverse[:, None] * value.square().mean(0).sqrt()
 
@@ -172,14 +185,14 @@ class LanguageModel:
     def edited(self, changes: Mapping[int, Change]) -> Iterator[None]:
         """For the length of the block, layer l answers with W + ΔW; no weight is copied or changed."""
 
-        def adding(change: Change):
+        def adding(change: Change, weight: Tensor):
             if isinstance(change, Tensor):
-                dense = change.to(self.device, self.dtype)
+                dense = change.to(weight)
                 return lambda _module, args, out: out + args[0] @ dense.T
-            r, q = (f.to(self.device, self.dtype) for f in change)
+            r, q = (f.to(weight) for f in change)
             return lambda _module, args, out: out + (args[0] @ q) @ r.T
 
-        handles = [self.down(l).register_forward_hook(adding(change)) for l, change in changes.items()]
+        handles = [self.down(l).register_forward_hook(adding(change, self.weight(l))) for l, change in changes.items()]
         try:
             yield
         finally:
@@ -202,7 +215,7 @@ class LanguageModel:
 
     def change(self, layer: int) -> Tensor:
         """The sum of all changes of a layer, (d_out, d_in) float32."""
-        return self._changes.get(layer, torch.zeros(self.weight(layer).shape, device=self.device))
+        return self._changes.get(layer, torch.zeros(self.weight(layer).shape, device=self.weight(layer).device))
 
     @torch.no_grad()
     def round_to_stored(self) -> None:
@@ -232,19 +245,24 @@ class LanguageModel:
         """Makes the changes part of the model, which is then what loading a saved checkpoint of it would give, bit for bit."""
         self.round_to_stored()
         self._originals, self._changes = {}, {}
-        self.tensors = tensor_hashes(self.hf.state_dict(), self.stored_dtype)
+        self.tensors = tensor_hashes(Weights(self.hf), self.stored_dtype)
         self.fingerprint = fingerprint_of(self.hf.config, self.tensors)
 
     # -- disk ----------------------------------------------------------------------------------------------------------------
     def saved_fingerprint(self) -> str:
         """The fingerprint that `save` would return, without writing anything."""
-        return fingerprint_of(self.hf.config, tensor_hashes(self.hf.state_dict(), self.stored_dtype))
+        return fingerprint_of(self.hf.config, tensor_hashes(Weights(self.hf), self.stored_dtype))
 
     def save(self, folder: str | Path) -> str:
         """Writes a checkpoint in the stored dtype that ``from_pretrained`` reads, and returns its fingerprint."""
-        state = _cast(self.hf.state_dict(), self.stored_dtype)
-        fingerprint = fingerprint_of(self.hf.config, tensor_hashes(state))
-        self.hf.save_pretrained(folder, state_dict=state)
+        weights = Weights(self.hf)
+        fingerprint = fingerprint_of(self.hf.config, tensor_hashes(weights, self.stored_dtype))
+        if any(tensor.is_meta for tensor in weights.shapes.values()):
+            with warnings.catch_warnings():  # that whole files of 50 GB would be held
+                warnings.simplefilter("ignore", UserWarning)
+                self.hf.save_pretrained(folder, state_dict=ToSave(weights, self.stored_dtype), max_shard_size=SHARD)
+        else:
+            self.hf.save_pretrained(folder, state_dict=_cast(weights.shapes, self.stored_dtype))
         config = copy.deepcopy(self.hf.config)  # save_pretrained writes the computing dtype into it
         config.dtype = self.stored_dtype
         config.save_pretrained(folder)
@@ -309,6 +327,7 @@ def load_model(
     device: str = "cpu",
     trust_remote_code: bool = False,
     chat: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> LanguageModel:
     """Loads a decoder-only model and its tokenizer from a folder or a hub id.
 
@@ -316,6 +335,8 @@ def load_model(
         source: a folder, or a hub id; ``org/name@revision`` is the id at that revision.
         dtype: computing precision, one of ``float32``, ``bfloat16``, ``float64``. The checkpoint's own dtype is kept for saving.
         chat: prompts are what a user says, in the tokenizer's chat template, and targets what the model answers.
+        device_map: where its parts go when it is larger than one device: ``auto``, or {module: device, cpu or disk}; ``device`` is not
+            looked at then. The weights are read twice, once one by one as they are stored, and never held whole in one place.
 
     Raises:
         InputError: unknown path or id, unsupported family, unknown dtype, quantised or damaged weights, or a tokenizer that is missing,
@@ -326,27 +347,48 @@ def load_model(
     if dtype not in DTYPES:
         reason = ": its range ends at 65504, which hidden states of many models pass (NaN)" if dtype in ("float16", "fp16", "half") else ""
         raise InputError(f"unknown dtype '{dtype}'{reason}", place="--dtype", fix=f"use one of {', '.join(DTYPES)}")
+    if device_map is not None:
+        check_map(device_map)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = read_config(source, **options)
-    anatomy_of(config)
+    anatomy = anatomy_of(config)
     check_quantisation(config, source)
     tokenizer = read_tokenizer(source, **options)
     tokenizer = ChatTokenizer(tokenizer) if chat else tokenizer
     load: Any = AutoModelForCausalLM.from_pretrained
     name, options["revision"] = where(source, revision)
-    model, report = reading(source, lambda: load(name, dtype="auto", output_loading_info=True, **options))
+    folders = [] if device_map is None else [tempfile.TemporaryDirectory()]  # for weights that the checkpoint has in another form
+
+    def read(dtype: Any, where: DeviceMap | None) -> tuple[Any, dict[str, Any]]:
+        how = {"device_map": where, "offload_folder": folders[0].name} if folders else {}
+        return reading(source, lambda: load(name, dtype=dtype, output_loading_info=True, **how, **options))
+
+    model, report = read("auto", {"": "disk"})
     check_weights(model, report, source)
     check_vocabulary(tokenizer, model, source)
     stored = next(model.parameters()).dtype
-    tensors = tensor_hashes(model.state_dict())
+    tensors = tensor_hashes(Weights(model))
     fingerprint = fingerprint_of(model.config, tensors)
     short = Path(source).resolve().name if Path(source).exists() else str(source).rsplit("/", 1)[-1]
+    if device_map is None:
+        _compute_in(model, device, DTYPES[dtype])
+    else:
+        model, _ = read(DTYPES[dtype], complete(device_map, model, anatomy.layers))
     _fuse_gelu(model)
-    hf: Any = model
-    hf = hf.to(device=device, dtype=DTYPES[dtype])
-    lm = LanguageModel(hf, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
+    lm = LanguageModel(model, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
+    lm.folders = folders
     _check_padding(lm)
     return lm
+
+
+def _compute_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
+    """Moves a model to a device and its weights to a dtype. Buffers, such as rotary frequencies, may become wider but not narrower:
+
+    0.1 in bfloat16 is 0.10010, which after 500 tokens is another angle by 0.05.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        cast = tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or dtype.itemsize > tensor.dtype.itemsize)
+        tensor.data = tensor.data.to(device, dtype if cast else tensor.dtype)
 
 
 @torch.no_grad()

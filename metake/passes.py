@@ -56,7 +56,7 @@ def packed(lm: LanguageModel, layers: Sequence[int], tokens: Tensor):
     def gather(layer: int):
         def hook(_module, args, kwargs):
             shapes[layer] = args[0].shape
-            return (args[0].flatten(0, 1).index_select(0, tokens)[None], *args[1:]), kwargs
+            return (args[0].flatten(0, 1).index_select(0, tokens.to(args[0].device))[None], *args[1:]), kwargs
 
         return hook
 
@@ -64,7 +64,7 @@ def packed(lm: LanguageModel, layers: Sequence[int], tokens: Tensor):
         def hook(_module, _args, _kwargs, output):
             rows, width, _ = shapes[layer]
             flat = output.new_zeros(rows * width, output.shape[-1])
-            return flat.index_copy(0, tokens, output[0]).unflatten(0, (rows, width))
+            return flat.index_copy(0, tokens.to(output.device), output[0]).unflatten(0, (rows, width))
 
         return hook
 
@@ -93,6 +93,7 @@ class Contexts:
     def of(self, context: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values of each row's context, from the index of the context (B,)."""
         keys, values = keys_values(self.cache, layer)
+        context = context.to(keys.device)
         return keys[context], values[context]
 
     def start(self, lm: LanguageModel, rows: Rows, last: int) -> tuple[_EndingCache, Callable[[], Tensor]]:
@@ -127,14 +128,14 @@ def capture(
 
     def keep_key(layer: int):
         def hook(_module, args, _kwargs):
-            keys[layer] = args[0]
+            keys[layer] = args[0].to(lm.device)
             if hidden_layer is None and layer == max(key_layers):
                 raise _Stop
 
         return hook
 
     def keep_hidden(_module, _args, _kwargs, output):
-        hidden.append(first_tensor(output))
+        hidden.append(first_tensor(output).to(lm.device))
         raise _Stop
 
     ends = [] if hidden_layer is None else [(lm.layers[hidden_layer], keep_hidden)]
@@ -225,16 +226,17 @@ class _Call:
             return value
         batch, width = self.full
         if rows is not None and value.dim() > 1 and value.shape[0] == batch:
-            value = value[rows]
+            value = value[rows.to(value.device)]
         if value.dim() == 4:
             return value[:, :, start:stop, : self.before + stop]
         axis = 0 if value.dim() == 1 else 1
         return value.narrow(axis, start, stop - start) if value.shape[axis] == width else value
 
     def run(self, layer: nn.Module, hidden: Tensor, cache: _Frozen) -> Tensor:
-        """The layer's hidden states."""
+        """The layer's hidden states, back where ``hidden`` is: a layer on another device leaves them there."""
         args = [cache if a is _CACHE else a for a in self.args]
-        return first_tensor(layer(hidden, *args, **{k: cache if v is _CACHE else v for k, v in self.kwargs.items()}))
+        out = layer(hidden, *args, **{k: cache if v is _CACHE else v for k, v in self.kwargs.items()})
+        return first_tensor(out).to(hidden.device)
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class Walk:
         found: list[Tensor] = []
 
         def keep(_module, args, _kwargs):
-            found.append(args[0].reshape(-1, args[0].shape[-1]))
+            found.append(args[0].reshape(-1, args[0].shape[-1]).to(e.hidden.device))
             raise _Stop
 
         ends = torch.arange(len(self.hidden), device=self.hidden.device) * stop + stop - 1
@@ -339,7 +341,7 @@ class Segment:
         width = self.input.shape[1]
         self.input = self.input[rows]
         self._calls = {l: call.cut(rows, 0, width) for l, call in self._calls.items()}
-        self._frozen = _Frozen({l: (k[rows], v[rows]) for l, (k, v) in self._frozen.before.items()})
+        self._frozen = _Frozen({l: (k[rows.to(k.device)], v[rows.to(v.device)]) for l, (k, v) in self._frozen.before.items()})
 
     def __call__(self, hidden: Tensor, tokens: Tensor | None = None, *, first: int | None = None) -> Tensor:
         """Hidden states leaving layer ``last`` when ``hidden`` (B, S, d) enters layer ``first``: the segment's own, or one above it.
@@ -376,10 +378,10 @@ class Reading:
 def at_pivot(rows: Rows, value: Tensor) -> Tensor:
     """(B, …), the pivots of what went into or came out of a module: (B, T, …), or packed as (1, tokens that are no padding, …)."""
     if value.shape[:2] == rows.ids.shape:
-        return value[:, rows.pivot]
+        return value[:, rows.pivot].to(rows.ids.device)
     count, width = rows.ids.shape
-    places = rows.mask.flatten().cumsum(0)[torch.arange(count, device=value.device) * width + rows.pivot] - 1
-    return value[0, places]
+    places = rows.mask.flatten().cumsum(0)[torch.arange(count, device=rows.ids.device) * width + rows.pivot] - 1
+    return value[0, places.to(value.device)].to(rows.ids.device)
 
 
 @torch.no_grad()
@@ -411,13 +413,13 @@ def read(
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
             if layer in (base, first):
-                kept[f"into {layer}"] = hidden
+                kept[f"into {layer}"] = hidden.to(lm.device)
             calls[layer] = _Call.of(args[1:], kwargs, full, before)
 
         return hook
 
     def keep_output(_module, _args, _kwargs, out):
-        kept["output"] = first_tensor(out)[:, rows.pivot]
+        kept["output"] = first_tensor(out)[:, rows.pivot].to(lm.device)
         raise _Stop
 
     cache, go = _start(lm, rows, contexts, last)

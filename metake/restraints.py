@@ -61,13 +61,14 @@ def restrained(delta: Delta, lm: LanguageModel, settings: Settings, corrections:
         return delta
     layers, facts = {}, dict(delta.metadata["layers"])
     for layer, part in delta.layers.items():
-        update = product(part.change, lm.device)
+        device = lm.weight(layer).device
+        update = product(part.change, device)
         if settings.restraint == "relative_change":
             kept = keep_largest_relative(update, lm.weight(layer).float(), settings.kept_share)
             layers[layer] = LayerDelta.of(kept.cpu(), part.keys)
             continue
         before = corrections.get(layer, (part.r[:, :0], part.q[:, :0]))
-        accumulated = lm.change(layer) - product(before, lm.device) + update  # U: the model holds U′ = U + X
+        accumulated = lm.change(layer) - product(before, device) + update  # U: the model holds U′ = U + X
         r, q = (x.float().cpu() for x in correction(accumulated, lm.original(layer), settings.log_base))
         layers[layer] = replace(part, r=torch.cat([part.r, r, -before[0].cpu()], 1), q=torch.cat([part.q, q, before[1].cpu()], 1))
         facts[str(layer)] = {**facts[str(layer)], "restrained": r.shape[1]}

@@ -200,12 +200,22 @@ def read_preset(file: str | Path) -> dict[str, Any]:
     """
     try:
         preset = json.loads(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(preset["settings"], dict) or not isinstance(preset.get("methods", {}), dict):
-            raise ValueError("'settings' and 'methods' are not tables")
+        if not all(isinstance(part, dict) for part in (preset["settings"], preset.get("methods", {}), preset.get("match", {}))):
+            raise ValueError("'settings', 'methods' and 'match' are not tables")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"cannot be read as a preset: {f'it has no {error}' if isinstance(error, KeyError) else error}"
         raise InputError(problem, place=f"--preset {file}", fix="make one with `metake tune`") from error
     return preset
+
+
+def check_match(preset: dict[str, Any], config: Any, file: str | Path) -> None:
+    """Raises InputError where a preset's ``match`` is not what the model's config says, naming the facts that differ."""
+    said = {name: getattr(config, name, None) for name in preset.get("match", {})}
+    differ = [f"{name} {preset['match'][name]}, not {value}" for name, value in said.items() if value != preset["match"][name]]
+    if differ:
+        problem = f"is for models of another kind: {'; '.join(differ)}"
+        fix = "give the preset of this model (`metake tune`), or take 'match' out of the file if it is meant for this one too"
+        raise InputError(problem, place=f"--preset {file}", fix=fix)
 
 
 def preset_settings(preset: dict[str, Any], method: str) -> dict[str, Any]:

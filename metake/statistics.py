@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metake.errors import InputError
+from metake.loading import opening_ids
 from metake.model import LanguageModel
 from metake.passes import capture
+from metake.placement import check_resident
 from metake.prompts import Rows
 from metake.sums import Curve, KeySums, Shelf, last_mark, most_tokens, shard_size
 
@@ -90,16 +92,22 @@ def read_spectrum(folder: Path, layer: int) -> Tensor:
 
 
 def packed(lm: LanguageModel, texts: Iterable[str], length: int) -> Iterator[list[int]]:
-    """Rows of exactly ``length`` tokens, texts joined by the end-of-text token; a last, shorter row ends the stream."""
-    end = lm.tokenizer.eos_token_id
+    """Rows of exactly ``length`` tokens, texts joined by the end-of-text token; a last, shorter row ends the stream.
+
+    Every row begins with the special tokens that the tokenizer opens a text with, as every prompt does: the first token of a row is one
+    that all others look back at, and its key is like no other's. MEMIT's statistics begin each text so (rome/tok_dataset.py of its
+    repository encodes with special tokens).
+    """
+    end, opening = lm.tokenizer.eos_token_id, opening_ids(lm.tokenizer)
+    room = length - len(opening)
     buffer: list[int] = []
     for text in texts:
         buffer += lm.tokenizer(text, add_special_tokens=False)["input_ids"] + ([end] if end is not None else [])
-        while len(buffer) >= length:
-            yield buffer[:length]
-            buffer = buffer[length:]
+        while len(buffer) >= room:
+            yield opening + buffer[:room]
+            buffer = buffer[room:]
     if len(buffer) > 1:
-        yield buffer
+        yield opening + buffer
 
 
 def batches(rows: Iterable[list[int]], size: int, device: torch.device) -> Iterator[Rows]:
@@ -145,9 +153,10 @@ def collect_statistics(
         shelf: where the sums are kept from shard to shard; what it holds of this text already does not go through the model again.
 
     Raises:
-        InputError: the text holds fewer tokens than a quarter of d_in, too few for a covariance to mean anything.
+        InputError: a layer is offloaded; or the text holds fewer tokens than a quarter of d_in, too few for a covariance to mean anything.
         NumericalError: keys are not finite.
     """
+    check_resident(lm, layers)
     width = lm.weight(layers[0]).shape[1]
     rows, batch_rows = -(-(shard_tokens or shard_size(width)) // length), max(1, batch_tokens // length)
     most = tokens or most_tokens(width, rows * length)

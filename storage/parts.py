@@ -165,6 +165,7 @@ def _arrow(table: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, 
         "INTEGER": pa.int32(),
         "BIGINT": pa.int64(),
         "TIMESTAMP": pa.timestamp("us"),
+        "BOOLEAN": pa.bool_(),
     }
     convert = {"JSON": _json_text, "TIMESTAMP": _utc}
     made = {}

@@ -21,6 +21,7 @@ from metake.editor import Editor
 from metake.evaluation.answers import ask
 from metake.model import LanguageModel, load_model, softcap_of
 from metake.passes import Contexts, capture, read
+from metake.placement import SHARD
 from metake.prompts import CONTEXTS, Encoded, context_ids, encode_prompt, lay_out, place, prompt_ids
 from metake.statistics import Statistics, collect_statistics
 from metake.write import KeyRows
@@ -270,7 +271,7 @@ def page() -> str:
         )
         kept.append(_row(f"`{family}`", *("✓" if fault(family, c) is None else "✗" for c in CONTRACTS)))
     meanings = "\n".join(f"- **{name}**: {(check.__doc__ or '').splitlines()[0]}" for name, check in CONTRACTS.items())
-    return TEXT.format(facts="\n".join(facts), kept="\n".join(kept), meanings=meanings)
+    return TEXT.format(shard=SHARD, facts="\n".join(facts), kept="\n".join(kept), meanings=meanings)
 
 
 def _head(*names: str) -> list[str]:
@@ -302,6 +303,41 @@ model as transformers runs it.
 {kept}
 
 {meanings}
+
+## Larger than one device
+
+`metake edit --device-map auto` (or `load_model(…, device_map="auto")`) has accelerate place the model's parts over the GPUs, then main
+memory, then disk; it needs `pip install 'metake[large]'`. A table says it by hand, for whole layers and the parts beside them:
+
+    metake edit facts.jsonl --model path/to/model --dtype bfloat16 \\
+        --device-map '{{"": "cuda:0", "model.layers.30": "cpu", "model.layers.31": "disk", "lm_head": "cuda:1"}}'
+
+- **The edited layers must be held**, each on one device: where the map puts one elsewhere the run is refused before anything is learned,
+  with the layer's name. All other parts may lie in main memory or on disk; these are read for the moment in which they are used, so every
+  pass pays for reading them. `auto` fills devices from the first layer up, and the edited layers lie low.
+- While targets are learned, the layers above the last edited one go backward too: those that are offloaded are all on the device at once
+  then.
+- The weights are read twice when the model is loaded: once one by one, as they are stored, for the fingerprint and to look for values
+  that are not finite, and once into their places. Saving writes files of {shard} and holds one of them. No artefact's name depends on the
+  map.
+- Weights on disk are read from the checkpoint itself: leave it as it is while a run goes on.
+- `checkout`, `export`, `undo`, `redo` and `explain` take `--device-map` too. With `--workers` the map is that of the workers' machines,
+  and the coordinator, which loads the model to check requests and to publish, lets accelerate place it where it runs. `metake tune` takes
+  no map.
+
+`tests/test_placement.py` holds `gpt2` (whose tied head goes with the embeddings), `llama` and `gemma2`, partly on disk, against the same
+model held whole, on the CPU: fingerprint, statistics, targets, update, answers, perplexity and the saved checkpoint are equal in every
+bit.
+**Several GPUs, and a GPU with main memory beside it, are written and have the same tests, which are skipped where there are no such
+devices: nobody has run them yet.**
+
+## A memory budget
+
+`metake edit --memory` prints what an edit needs, part by part and at most, before it starts. `--memory-budget 20GiB` keeps it: before
+anything is loaded the estimate is compared with the budget, and as few tokens go through the model at once as that takes (64 at the
+least), which a line says. What else the estimate holds cannot be made smaller that way: where it does not fit, the run is refused with
+the table of parts and what helps. With `--device-map` the weights are not counted, because accelerate has its own measure for them. The
+estimate leaves out what Python, torch and the allocator take themselves, about half a gigabyte. No artefact's name depends on the budget.
 
 ## A norm after the MLP
 

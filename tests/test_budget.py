@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flows import stages
 from flows.inspect import memory_text
 from flows.job import Job
+from flows.progress import Reporter
+from flows.workbench import Workbench
 from metake.anatomy import anatomy_of
-from metake.budget import Shape, budget, in_words
+from metake.budget import Shape, budget, in_words, read_bytes
 from metake.errors import InputError
+from metake.inspection import memory
 from metake.settings import make_settings
+from tests import runs
 from tests.models import tiny
 
 LLAMA_3 = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "vocab_size": 128256, "num_key_value_heads": 8}
@@ -70,3 +76,71 @@ def test_a_model_that_cannot_be_edited_has_no_budget(tmp_path: Path):
     job = Job.make(home=str(tmp_path), requests="r.jsonl", model=str(tmp_path), corpus=None, heldout=None)
     with pytest.raises(InputError, match="a router picks other experts"):
         memory_text(job)
+
+
+# -- a budget that is kept -----------------------------------------------------------------------------------------------------------
+class Lines(Reporter):
+    """Keeps the lines that it is told."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def asked(tmp_path: Path, **more) -> Job:
+    return Job.make(home=str(tmp_path), requests=None, model=None, corpus=None, heldout=None, **more)
+
+
+def whole(job: Job) -> dict[str, int]:
+    return memory(job.model, job.method, job.overrides, batch=job.batch_size, dtype=job.dtype)[1]
+
+
+@pytest.mark.parametrize(("text", "size"), [("20GiB", 20 * 2**30), ("1.5 TiB", 3 * 2**39), ("800 MB", 800_000_000), ("4096", 4096)])
+def test_a_size_is_read_as_people_write_it(text, size):
+    assert read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "20 gigs", "-3GiB", "0GB", "infGB", "nanGB"])
+def test_what_is_no_size_is_refused_at_once(text, tmp_path):
+    with pytest.raises(InputError, match=r"--memory-budget: '.*' is no size"):
+        asked(tmp_path, memory_budget=text)
+
+
+def test_a_run_takes_fewer_tokens_at_once_until_it_keeps_its_budget(tmp_path):
+    job = asked(tmp_path)
+    full, least = whole(job)["in all"], whole(replace(job, settings={"batch_tokens": 256}))["in all"]
+    assert least < full
+    bench = Workbench(replace(job, memory_budget=f"{least}B"), run_id="r", name="r", reporter=(told := Lines()))
+    bench.keep_budget()
+    assert bench.batch_tokens == 256 and told.lines == [f"memory budget of {least}B: 256 tokens at once instead of 2048"]
+    assert "lm" not in bench.__dict__, "no model was loaded"
+    bench = Workbench(replace(job, memory_budget=f"{full}B"), run_id="r", name="r", reporter=(told := Lines()))
+    bench.keep_budget()
+    assert bench._batch_tokens is None and not told.lines
+
+
+def test_what_no_run_can_keep_is_refused_with_its_parts_and_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)--memory-budget 1MiB: .*64 tokens at once.*weights +26 MiB.*Fix: a smaller --batch-size"):
+        Workbench(asked(tmp_path, memory_budget="1MiB"), run_id="r", name="r").keep_budget()
+
+
+def test_weights_that_a_map_places_are_not_counted(tmp_path):
+    placed = memory_text(asked(tmp_path, device_map="auto")).splitlines()
+    assert placed[1].split() == ["weights", "0", "MiB"]
+
+
+def test_artefacts_have_the_same_names_whatever_the_budget(tmp_path):
+    """The version is the same but for rounding, and what was made before is found."""
+    least = whole(runs.small_job(tmp_path / "a/home"))["in all"]
+    made = []
+    for name, budgeted in (("a", None), ("b", f"{least - 1}B")):
+        job = runs.small_job(tmp_path / name / "home", memory_budget=budgeted, limit=2)
+        bench = Workbench(job, run_id="r", name="r")
+        bench.keep_budget()
+        assert (bench._batch_tokens is not None) == (name == "b")
+        with bench.record.run({"method": "metake", "mode": "sequential"}, 0):
+            stages.prepare(bench, job.check())
+            made.append((stages.statistics(bench).key, bench.plan_key))
+    assert made[0] == made[1]

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,14 @@ def test_a_program_off_the_path_is_shown_as_it_can_be_typed(tmp_path: Path, monk
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert cli._typed("metake").strip("'") == str(tmp_path / folder / "metake")
+
+
+def test_what_the_options_say_is_what_the_flows_take():
+    from flows.cli import asked_of, parser
+    from flows.compare import compare_methods, shared_by
+    from flows.edit import edit
+
+    given = parser().parse_args(["edit"])
+    assert set(asked_of(given)) <= set(signature(edit.fn).parameters)
+    given = parser().parse_args(["compare", "--methods", "memit,rome"])
+    assert set(shared_by(asked_of(given, "methods"))) <= set(signature(compare_methods.fn).parameters)

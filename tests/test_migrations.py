@@ -32,6 +32,7 @@ def test_an_empty_database_is_brought_up_to_date_once(connection):
         "artifacts",
         "undos",
         "intake",
+        "tuning",
     }
 
 

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from flows import cli
+from flows.commands import _home
 from flows.job import Job
 from flows.lineage import lineage
-from flows.versions import Home, load_base
+from flows.versions import Home, load_base, rebuild
 from flows.workbench import Workbench
 from metake import demo
 from metake.delta import Delta
@@ -78,8 +80,10 @@ def test_a_model_without_a_chat_template_cannot_chat():
         _ = Workbench(job, run_id="r", name="r").lm
 
 
-def test_code_that_a_model_brings_is_run_only_when_it_is_trusted(tmp_path):
-    folder = tmp_path / "model"
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """A small Llama that comes with code of its own."""
+    folder = tmp_path_factory.mktemp("own") / "model"
     tiny("llama", torch.float32).save(folder)
     (folder / "own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -89,10 +93,33 @@ def test_code_that_a_model_brings_is_run_only_when_it_is_trusted(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Own"}
     (folder / "config.json").write_text(json.dumps(config))
-    asked = {"home": str(tmp_path), "requests": str(demo.requests_path()), "model": str(folder), "corpus": None, "heldout": None}
+    return folder
+
+
+def test_code_that_a_model_brings_is_run_only_when_it_is_trusted(own, tmp_path):
+    asked = {"home": str(tmp_path), "requests": str(demo.requests_path()), "model": str(own), "corpus": None, "heldout": None}
     for trusted, name in ((False, "LlamaForCausalLM"), (True, "Own")):
         job = Job.make(**asked, trust_remote_code=trusted)
         assert type(Workbench(job, run_id="r", name="r").lm.hf).__name__ == name
+
+
+def test_code_is_run_for_an_old_run_only_when_it_is_asked_for_now(own, tmp_path, monkeypatch):
+    """The record says that the run was trusted; that does not count for whoever looks at it later."""
+    home = tmp_path / "home"
+    small = {"steps": 1, "rounds": 1, "relative": True, "null_threshold": 0.3, "ridge": 0.05}
+    job = runs.small_job(home, model=str(own), trust_remote_code=True, limit=1, tokens=2000, settings=small)
+    runs.run(job, arguments=job.arguments())
+    (version,) = runs.home(home).database.query("SELECT version FROM runs").rows[0]
+    for trust, name in ((False, "LlamaForCausalLM"), (True, "Own")):
+        assert type(rebuild(runs.home(home, trust_remote_code=trust), version).hf).__name__ == name
+    for option, trust in (([], False), (["--trust-remote-code"], True)):
+        seen: list[dict] = []
+        monkeypatch.setattr(cli, "edit_here", lambda asked, _, seen=seen: seen.append(asked))
+        assert cli.run(["rerun", "small", "--home", str(home), *option]) == 0
+        assert [asked["trust_remote_code"] for asked in seen] == [trust]
+        out = ["--out", "o"]
+        for command in (["undo", *out], ["redo", *out], ["explain", "r", "--request", "x"], ["checkout", "v", *out], ["export", "v", *out]):
+            assert _home(cli.parser().parse_args([*command, *option])).loading["trust_remote_code"] == trust
 
 
 @pytest.mark.slow

@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from flows.shelf import StoredSums
 from metake.errors import InputError, NumericalError
+from metake.model import LanguageModel
 from metake.passes import capture
 from metake.statistics import Statistics, batches, collect_statistics, packed, sum_keys
 from metake.sums import KeySums, disagreement, most_tokens, shard_size
@@ -81,6 +85,16 @@ def test_packed_rows_hold_every_token_once_in_order():
     assert [t for row in rows for t in row] == [t for text in texts for t in [*lm.tokenizer(text)["input_ids"], lm.tokenizer.eos_token_id]]
     laid = list(batches(rows, 3, lm.device))
     assert [row for rows in laid for row in rows.ids.tolist()] == rows and max(len(rows.ids) for rows in laid) == 3
+
+
+def test_every_row_begins_as_the_tokenizer_opens_a_text():
+    plain, texts = tiny("llama"), passages()[:8]
+    inner = deepcopy(plain.tokenizer.backend_tokenizer)
+    inner.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    opening = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+    lm = LanguageModel(plain.hf, opening, name="opening", fingerprint="opening", stored_dtype=torch.float64)
+    rows, wanted = list(packed(lm, texts, 16)), list(packed(plain, texts, 15))
+    assert rows == [[0, *row] for row in wanted] and len(rows[0]) == 16
 
 
 def test_progress_ends_at_the_number_asked_for():

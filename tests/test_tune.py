@@ -19,6 +19,7 @@ from metake.errors import InputError
 from metake.settings import Settings, make_settings, read_preset
 from metake.tracing import Trace, windows
 from metake.tuning import Trial, halves, held, layer_sets, theta, tune, with_neighbours
+from storage import ArtifactStore, Database, rebuild
 from tests.models import bundled, passages, request, requests
 from tests.runs import requests_file, texts
 
@@ -119,6 +120,22 @@ def test_the_preset_holds_what_was_taken_and_the_evidence(made):
     json.dumps(preset, allow_nan=False)
 
 
+def test_the_record_holds_every_trial_and_where_the_evidence_is(made):
+    preset = read_preset(made / "own.json")
+    database, trials = Database(made / "home/metake.duckdb"), preset["evidence"]["trials"]
+    rows = list(database.query("SELECT * FROM tuning JOIN artifacts ON tuning = key ORDER BY trial"))
+    assert [row["why"] for row in rows] == [t["why"] for t in trials] and [row["trial"] for row in rows] == [*range(1, len(trials) + 1)]
+    assert [row["harmonic"] for row in rows] == [t["harmonic_success"] for t in trials]
+    (taken,) = [row for row in rows if row["taken"]]
+    assert json.loads(taken["layers"]) == preset["settings"]["layers"] and taken["model"] == bundled().fingerprint
+    assert json.loads(taken["settings"])["ridge"] == preset["methods"]["alphaedit"]["ridge"] and taken["kind"] == "tuning"
+    kept = ArtifactStore(made / "home/artifacts").get("tuning", taken["key"])
+    assert json.loads((kept / "preset.json").read_text()) == preset and (kept / "plot.svg").read_text().count("<svg") == 1
+    before = database.query("SELECT * FROM tuning ORDER BY trial").rows
+    rebuild(made / "home/metake.duckdb", ArtifactStore(made / "home/artifacts"))
+    assert database.query("SELECT * FROM tuning ORDER BY trial").rows == before, "it is made again from its parts"
+
+
 def test_an_edit_takes_the_preset_and_what_is_asked_for_goes_before_it(made):
     asked = {"home": str(made / "home"), "requests": None, "model": None, "corpus": None, "heldout": None, "limit": 1}
     job = Job.make(**asked, method="alphaedit", preset=str(made / "own.json"), settings={"clamp": 0.123})
@@ -155,6 +172,18 @@ def test_a_file_that_is_no_preset_is_an_input_error(content, said, tmp_path, cap
 def test_what_cannot_be_tuned_with_is_said_at_once(arguments, said, capsys):
     assert command(["tune", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_preset_of_another_model_is_refused_with_the_facts_that_differ(tmp_path, capsys):
+    preset = {"settings": {"layers": [2]}, "match": {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 6}}
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(preset))
+    assert command(["edit", "--preset", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "model_type llama, not gpt2; hidden_size 4096, not 256" in said and "num_hidden_layers" not in said
+    file.write_text(json.dumps({"settings": preset["settings"]}))
+    asked = {"home": str(tmp_path), "requests": None, "model": None, "corpus": None, "heldout": None}
+    assert Job.make(**asked, preset=str(file)).settings == {"layers": [2]}, "one that matches nothing fits all"
 
 
 def test_without_matplotlib_the_error_names_the_extra_before_any_work(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,8 @@ def _continue(lm: LanguageModel, asked: _Asked, rows: Tensor, given: Tensor, val
     cache = DynamicCache()
     for layer in range(len(lm.layers)):
         keys, values = keys_values(asked.cache, layer)
-        cache.update(keys[rows], values[rows], layer)
+        here = rows.to(keys.device)
+        cache.update(keys[here], values[here], layer)
     return lm.run(given, mask, _positions(mask)[:, -given.shape[1] :], cache)
 
 
@@ -136,7 +138,9 @@ def _generate(lm: LanguageModel, asked: _Asked, lengths: Sequence[int]) -> list[
         on = [i for i, row in enumerate(left) if lengths[row] > step]
         if len(on) < len(left):
             rows, left = torch.tensor(on, device=lm.device), [left[i] for i in on]
-            asked.cache.batch_select_indices(rows)
+            parts: list[Any] = asked.cache.layers
+            for part in parts:
+                part.batch_select_indices(rows.to(part.keys.device))
             token, mask = token[rows], mask[rows]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         hidden = lm.run(token[:, None], mask, _positions(mask)[:, -1:], asked.cache)

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
 
+from flows import dispatch, stages
+from flows.course import course
+from flows.dispatch import Crew, Shard
+from flows.shard import Part
+from flows.workbench import Workbench
+from tests import runs
 from tests.conftest import Shell
 from tests.e2e.conftest import ended, until, worker
 from tests.e2e.test_kill import deltas
@@ -78,6 +88,31 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     measured = f"""SELECT worker IN (SELECT worker FROM stages WHERE stage = 'publish') AS here, count(DISTINCT (stage, batch)) AS n
                    FROM stages WHERE attempt > {last["attempt"]} AND split_part(stage, '_', 1) IN ('evaluate', 'perplexity') GROUP BY ALL"""
     assert ask(here, home, measured) == [{"here": False, "n": 3 * 4 + 2}]
+
+
+def test_a_share_that_a_worker_took_and_never_began_is_given_out_again(server, deployment, tmp_path: Path, monkeypatch):
+    here, _ = server
+    bench = Workbench(runs.small_job(tmp_path / "home", limit=2, workers=WORKERS), run_id="taken", name="taken")
+    said: list[str] = []
+    with (
+        temporary_settings({PREFECT_API_URL: here.env["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+        bench.record.run({"method": "metake", "mode": "sequential"}, 0),
+    ):
+        stages.prepare(bench, bench.job.check())
+        crew, share = Crew(bench, course(bench), said.append), Shard([Part(("statistics",), 0, 1)])
+        with crew.at_work():
+            crew._ended(client, share)  # gives it out; nobody is there
+            first = share.flow_run
+            assert first
+            client.set_flow_run_state(first, Pending(), force=True)  # as a worker does that is killed right after
+            crew._ended(client, share)
+            assert share.flow_run == first, "it may take its time to begin"
+            monkeypatch.setattr(dispatch, "BEGUN_AFTER", 0.0)
+            crew._ended(client, share)
+            crew._ended(client, share)
+            assert share.flow_run is None and "did not begin" in said[-1] and "given out again" in said[-1]
+            assert client.read_flow_run(first).state_type == StateType.CRASHED
 
 
 @pytest.mark.slow
