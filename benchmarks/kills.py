@@ -185,12 +185,11 @@ def main() -> int:
 
 
 def one(cluster: Cluster, trial: Trial, chance: random.Random, seconds: float, expected: dict, number: int) -> bool | None:
-    """One kill, and whether all came right; None where the run had ended before its moment."""
+    """One kill, and whether all came right; None where the run had ended well before its moment."""
     victim, moment, clock = chance.choice(("coordinator", "worker", "server")), chance.uniform(0, seconds), time.monotonic()
     process, reruns = trial.start(), 0
     with suppress(subprocess.TimeoutExpired):
-        process.wait(moment)
-        return None
+        return None if process.wait(moment) == 0 else False
     if victim == "coordinator":
         process.kill()
     else:
