@@ -64,7 +64,7 @@ def server(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         background(replace(shell, env=shell.env | quiet), log, "prefect", "server", "start", "--port", str(port)),
         httpx.Client(base_url=url, timeout=30) as api,
     ):
-        until(lambda: api.get("/health").status_code == 200, 60)
+        until(lambda: api.get("/health").status_code == 200, 180)
         yield Shell(ROOT, shell.env | quiet | {"PREFECT_API_URL": url}), api
         assert "Can't evaluate bulk DML statement" not in log.read_text()
 
