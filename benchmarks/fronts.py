@@ -93,19 +93,20 @@ def config() -> Any:
 
 # -- one point ---------------------------------------------------------------------------------------------------------------------
 @cache
-def bench() -> tuple[Any, Any, tuple[str, ...]]:
-    """The bundled model, its statistics for all its preset's layers, and held-out text: once in a process."""
+def bench(layers: tuple[int, ...]) -> tuple[Any, Any, tuple[str, ...]]:
+    """The bundled model, its statistics for these layers, and held-out text: once in a process."""
     torch.set_num_threads(1)
     tune_allocator()
     lm = load_model(demo.model_path())
     s = make_settings("metake", lm.config)
-    known = collect_statistics(lm, read_corpus(demo.corpus_path()), s.layers, tokens=s.statistics_tokens, length=s.length)
+    known = collect_statistics(lm, read_corpus(demo.corpus_path()), layers, tokens=s.statistics_tokens, length=s.length)
     return lm, known, tuple(read_corpus(demo.heldout_text_path()))
 
 
 def measure(point: Point) -> dict[str, Any]:
     """Writes the records batch after batch and measures: at write, after all, perplexity before and after."""
-    (lm, known, text), settings = bench(), point.resolved
+    settings = point.resolved
+    lm, known, text = bench(settings.layers)
     records = demo.dev_requests_path() if point.development else demo.requests_path()
     requests = read_requests(records, limit=point.scale).requests
     editor, at_write, began = Editor(lm, known, settings), [], time.perf_counter()
