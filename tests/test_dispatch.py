@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flows import earlier, stages
-from flows.course import Slot, course
+from flows.course import Slot, Step, course
 from flows.dispatch import Crew
 from flows.rerun import FORCED
-from flows.workbench import Workbench
+from flows.workbench import Ref, Workbench
 from storage import next_attempt
 from tests import runs
 
@@ -38,6 +38,10 @@ def helper(bench: Workbench, **more) -> Workbench:
     return worker
 
 
+def do(bench: Workbench, step: Step) -> Ref:
+    return getattr(stages, step.stage)(bench, *step.arguments)
+
+
 def test_what_is_in_the_store_is_done(done: Workbench):
     steps = course(done)
     assert Crew(done, steps, print).lacking(steps) == []
@@ -50,7 +54,7 @@ def test_what_is_forced_is_lacking_until_a_worker_has_recorded_it_since_the_run_
     assert set(crew.lacking(steps)) == {slot for slot in steps if slot[0] in MEASURED}
     worker = helper(bench, force=sorted(bench.force))
     first: list[Slot] = [("evaluate_before", 0), ("evaluate_before", 1)]
-    assert [steps[slot].do(worker).cached for slot in first] == [False, False]
+    assert [do(worker, steps[slot]).cached for slot in first] == [False, False]
     assert set(crew.lacking(steps)) == {slot for slot in steps if slot[0] in MEASURED} - set(first)
     assert crew.recorded() == {*first, ("prepare", None)}
 
@@ -64,6 +68,6 @@ def test_facts_of_earlier_runs_are_measured_wherever_the_course_says(done: Workb
     worker = helper(bench)
     worker.earlier = earlier.kept(bench.store, earlier.keep(bench))
     assert {slot: step.ref for slot, step in course(worker).items()} == {slot: step.ref for slot, step in steps.items()}
-    rows = stages.metrics(bench, [steps["evaluate_earlier_before", None].do(worker)])
+    rows = stages.metrics(bench, [do(worker, steps["evaluate_earlier_before", None])])
     assert {row["request_id"] for row in rows} == {r.content_id for r in bench.earlier}
     assert all(row["name"].startswith("earlier_efficacy") for row in rows)
