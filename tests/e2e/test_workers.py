@@ -74,8 +74,6 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
         (row,) = ask(here, home, wrote)
         os.kill(int(row["worker"].split(":")[1]), signal.SIGKILL)
         out, err = process.communicate(timeout=400)
-        (last,) = ask(here, home, "SELECT max(attempt) AS attempt FROM stages")
-        forced = here.metake("rerun", "factlm-7m-metake-8", "--home", str(home), "--from", "evaluate")
     assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
     assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
     assert same(alone, tmp_path)
@@ -84,10 +82,6 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     assert len({r["worker"] for r in rows}) == 2  # the first did not do the last, nor the second the first
     (counts,) = ask(here, home, "SELECT count(*) AS edits, count(DISTINCT request_id) AS different FROM edits")
     assert counts == {"edits": 8, "different": 8}
-    assert "efficacy, success" in forced.stdout
-    measured = f"""SELECT worker IN (SELECT worker FROM stages WHERE stage = 'publish') AS here, count(DISTINCT (stage, batch)) AS n
-                   FROM stages WHERE attempt > {last["attempt"]} AND split_part(stage, '_', 1) IN ('evaluate', 'perplexity') GROUP BY ALL"""
-    assert ask(here, home, measured) == [{"here": False, "n": 3 * 4 + 2}]
 
 
 def test_a_share_that_a_worker_took_and_never_began_is_given_out_again(server, deployment, tmp_path: Path, monkeypatch):
@@ -113,6 +107,20 @@ def test_a_share_that_a_worker_took_and_never_began_is_given_out_again(server, d
             crew._ended(client, share)
             assert share.flow_run is None and "did not begin" in said[-1] and "given out again" in said[-1]
             assert client.read_flow_run(first).state_type == StateType.CRASHED
+
+
+@pytest.mark.slow
+def test_what_is_forced_is_measured_by_workers(server, deployment, options: list[str], tmp_path: Path):
+    here, _ = server
+    home = tmp_path / "home"
+    with worker(here, "gpu", tmp_path / "worker.txt"):
+        here.metake(*options, "--home", str(home), "--out", str(tmp_path / "out"), "--workers", WORKERS)
+        (last,) = ask(here, home, "SELECT max(attempt) AS attempt FROM stages")
+        forced = here.metake("rerun", "factlm-7m-metake-8", "--home", str(home), "--from", "evaluate")
+    assert "efficacy, success" in forced.stdout
+    measured = f"""SELECT worker IN (SELECT worker FROM stages WHERE stage = 'publish') AS here, count(DISTINCT (stage, batch)) AS n
+                   FROM stages WHERE attempt > {last["attempt"]} AND split_part(stage, '_', 1) IN ('evaluate', 'perplexity') GROUP BY ALL"""
+    assert ask(here, home, measured) == [{"here": False, "n": 3 * 4 + 2}]
 
 
 @pytest.mark.slow
