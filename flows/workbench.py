@@ -16,7 +16,6 @@ from flows.home import database_of, store_of
 from flows.job import Job
 from flows.progress import Progress, Reporter
 from flows.record import Rows, RunRecord
-from metake.errors import InputError
 from metake.requests import Neighbour, Request
 from metake.settings import Settings
 from storage import ArtifactStore, artifact_key
@@ -222,10 +221,11 @@ class Workbench:
         from transformers.utils import logging
 
         from metake.model import load_model
+        from metake.placement import check_device
 
         job, device_map = self.job, self.job.device_map
         if device_map is None:
-            _check_device(self.device)
+            check_device(self.device, f"--device {self.device}")
         elif job.workers and not self.worker:
             device_map = "auto"  # the map is that of the workers' machines
         logging.disable_progress_bar()  # loading and saving have their own, on no terminal even
@@ -274,16 +274,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        problem = f"cannot be used: {str(error).splitlines()[0]}"
-        raise InputError(problem, place=f"--device {device}", fix="use cpu, or a device that this machine has") from error
 
 
 @cache

@@ -74,11 +74,16 @@ def check_map(device_map: DeviceMap) -> None:
         return
     for module, device in device_map.items():
         if device != "disk":
-            try:
-                torch.empty(1, device=device)
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                problem, fix = f"'{device}' cannot be used: {str(error).splitlines()[0]}", "use devices of this machine, cpu or disk"
-                raise InputError(problem, place=f"--device-map {module or 'all'}", fix=fix) from error
+            check_device(device, f"--device-map {module or 'all'}")
+
+
+def check_device(device: str | int, place: str) -> None:
+    """Raises InputError for a device that this machine does not have; `place` is where it was asked for."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        problem = f"'{device}' cannot be used: {str(error).splitlines()[0]}"
+        raise InputError(problem, place=place, fix="use cpu, or a device that this machine has") from error
 
 
 def complete(device_map: DeviceMap, hf: nn.Module, layers: str) -> DeviceMap:
