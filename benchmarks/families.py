@@ -18,7 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the small models are those of the tests
+
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from metake.anatomy import FAMILIES
 from metake.demo import requests_path
@@ -26,6 +29,7 @@ from metake.model import load_model
 from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
 MOST = 30  # seconds that a family may take
 OPTIONS = ("--limit", "10", "--batch-size", "5", "--tokens", "5000", "--layers", "1,2", "--quiet")
 #: λ and threshold relative, because random keys have no scale of their own.
@@ -66,6 +70,7 @@ def main() -> None:
         parser.error(f"unknown family '{unknown.pop()}': use some of {', '.join(FAMILIES)}")
     print(f"{os.cpu_count()} cores; load when it began {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}\n")
     print("| family | seconds | of a core |\n| --- | --- | --- |", flush=True)
+    disable_progress_bar()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for family in families:

@@ -304,6 +304,30 @@ model as transformers runs it.
 
 {meanings}
 
+## The whole flow
+
+Seconds from the command to its end, and of a core, for `metake edit` of ten requests in two batches on the small model of each family:
+statistics, targets, writes, measures at all moments, publishing; with Prefect's server started and ended. `python benchmarks/families.py`,
+26 November 2026, two cores of an AMD EPYC with nothing else at work:
+
+| family | seconds | of a core |
+| --- | --- | --- |
+| `gemma` | 16.7 | 20.8 |
+| `gemma2` | 11.4 | 17.9 |
+| `gemma3_text` | 8.9 | 13.0 |
+| `gpt2` | 8.2 | 11.9 |
+| `gpt_neo` | 8.8 | 12.9 |
+| `gpt_neox` | 8.2 | 12.0 |
+| `gptj` | 8.6 | 12.6 |
+| `llama` | 8.1 | 12.0 |
+| `mistral` | 8.9 | 12.9 |
+| `olmo2` | 8.5 | 12.4 |
+| `phi3` | 8.5 | 12.5 |
+| `qwen2` | 9.2 | 13.6 |
+| `qwen3` | 9.8 | 14.5 |
+
+The first to run also makes Prefect's database.
+
 ## Larger than one device
 
 `metake edit --device-map auto` (or `load_model(…, device_map="auto")`) has accelerate place the model's parts over the GPUs, then main
