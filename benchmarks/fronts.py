@@ -7,8 +7,8 @@
 
 A point is one method at one value of its swept setting, written batch after batch into the bundled model and measured at write (a fact's
 own batch) and after all batches. The harmonic mean is that of efficacy, generalisation and specificity. Points are kept one to a line in
-``--out`` as they are made, and a point that is there is not made again. The trust region holds what is realised (``clamp``) or what is planned (``amplification``; with G = I and one round the two are the same).
-Settings other than the swept one are those of the preset
+``--out`` as they are made, and a point that is there is not made again. The trust region holds what is realised (``clamp``) or what is
+planned (``amplification``; with G = I and one round the two are the same). Settings other than the swept one are those of the preset
 (`metake/presets/factlm-7m.json`), which were chosen with ``--development``: on records 1000–1499, which no table uses.
 """
 

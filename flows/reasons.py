@@ -57,13 +57,20 @@ def _no_target(e: Explanation) -> list[str]:
     opened = [f"So it does with a target learned alone and with the gate open: {_quoted(d.open_target)}."] if d.open_target else []
     if e.edit["stop_reason"] == "diverged":
         return [said, "Learning it diverged; its plan was set to zero and nothing was written for it."]
-    edge, length = f"clamp {s.clamp:g} × ‖h‖ = {s.clamp * d.lengths.hidden:.3g}", number(d.lengths.predicted)
-    where = (
-        f"The target, of length {length}, is held by the trust region, {edge}: a larger clamp lets it go further."
-        if d.lengths.clamped
-        else f"The target, of length {length}, lies inside the trust region, {edge}: more steps or a larger learning_rate may move it."
+    return [said, *opened, _learning(e), _room_to_move(e)]
+
+
+def _room_to_move(e: Explanation) -> str:
+    """Whether one of the two bounds of the trust region held the target."""
+    n, s = e.diagnosis.lengths, e.settings
+    name = "clamp" if n.clamped else "amplification" if n.capped else s.trust_region
+    thing, length = ("target", n.predicted) if name == "clamp" else ("plan", n.planned)
+    edge = f"{name} {getattr(s, name):g} × ‖h‖ = {getattr(s, name) * n.hidden:.3g}"
+    if n.clamped or n.capped:
+        return f"The {thing}, of length {number(length)}, is held by the trust region, {edge}: a larger {name} lets it go further."
+    return (
+        f"The {thing}, of length {number(length)}, lies inside the trust region, {edge}: more steps or a larger learning_rate may move it."
     )
-    return [said, *opened, _learning(e), where]
 
 
 def _learning(e: Explanation) -> str:

@@ -159,7 +159,7 @@ def preset_of(found: Tuning, job: Job, config: Any, seconds: float) -> dict[str,
 
 def _moved(settings: Settings) -> dict[str, Any]:
     """What trials differ in."""
-    names = ("layers", "clamp", "ridge", "null_threshold", "covariance_weight")
+    names = ("layers", "clamp", "amplification", "ridge", "null_threshold", "covariance_weight")
     return {name: value for name, value in settings.to_dict().items() if name in names}
 
 
@@ -224,12 +224,14 @@ def tuning_text(found: Tuning) -> str:
             line += f"  {s.key_energy:>8.4g}  {theta(s.eigenvalues):>11.3g}  {null_space(s.eigenvalues, theta(s.eigenvalues))[0]:>10}"
         lines.append(line + ("   ← edited" if layer in best.settings.layers else ""))
     knob = "μ" if best.settings.prior == "covariance" else "λ"
-    lines += ["", f"  {'layers':<12}  {'clamp':>6}  {knob:>8}  efficacy  generalisation  specificity  harmonic mean"]
+    region = found.trials[0].settings.trust_region
+    wide = max(6, len(region))
+    lines += ["", f"  {'layers':<12}  {region:>{wide}}  {knob:>8}  efficacy  generalisation  specificity  harmonic mean"]
     for t in found.trials:
         s, value = t.settings, t.settings.covariance_weight if knob == "μ" else t.settings.ridge
         shown = [f"{100 * t.measured[f'{k}_success']:.1f} %" if f"{k}_success" in t.measured else "–" for k in KINDS]
         numbers = "  ".join(text.rjust(width) for text, width in zip(shown, (8, 14, 11, 13), strict=True))
-        line = f"  {','.join(map(str, s.layers)):<12}  {s.clamp:>6.3g}  {value:>8.3g}  {numbers}   {t.why}"
+        line = f"  {','.join(map(str, s.layers)):<12}  {getattr(s, region):>{wide}.3g}  {value:>8.3g}  {numbers}   {t.why}"
         lines.append(line + ("   ← taken" if t is best else ""))
     if best.measured["specificity_success"] < found.floor:
         lines.append(f"\nNo trial kept {100 * found.floor:g} % of the neighbours: the one that kept most was taken.")

@@ -34,7 +34,7 @@ class Settings:
         weight_bound: ε of fine-tuning, the most that any weight may change in one batch.
         proxy, coupling: see `gate.proxy_gate`.
         clamp: c of the trust region ‖R̂ᵢ‖ ≤ c‖hᵢ‖ on what is realised.
-        amplification: c_max of the cap ‖Rᵢ‖ ≤ c_max‖hᵢ‖ on what is planned.
+        amplification: c_max of the cap ‖Rᵢ‖ ≤ c_max‖hᵢ‖ on what is planned; below ``clamp`` it is the trust region.
         weight_decay: ω. kl: κ.
         write_cost, size_cost, memory_cost: ω_E, ω_U and ω_M, what the upper level pays for disturbing general text, for the size of the
             update, and for disturbing earlier edits (`gate.write_cost`).
@@ -116,6 +116,11 @@ class Settings:
             raise InputError(
                 f"layers must ascend and not repeat, not {list(self.layers)}", place="setting 'layers'", fix="give for example 4,5,6"
             )
+
+    @property
+    def trust_region(self) -> str:
+        """Which of the two bounds is the tighter one, ``clamp`` or ``amplification``: a gate lets through no more than is planned."""
+        return "amplification" if self.amplification < self.clamp else "clamp"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for records and artefact keys."""

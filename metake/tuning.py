@@ -37,7 +37,7 @@ from metake.write import KeyRows
 
 METHODS = ("metake", "iterated", "alphaedit", "memit")  # what is tuned for: the others write by formulas of their own
 STILL, SHARE, GATE = 0.5, 0.05, 0.9
-FACTOR = {"clamp": 1.5, "ridge": 3.0, "covariance_weight": 3.0}  # one step of each setting that is tried
+FACTOR = {"clamp": 1.5, "amplification": 1.5, "ridge": 3.0, "covariance_weight": 3.0}  # one step of each setting that is tried
 STEPS = 3  # steps of one setting in one direction, at most
 LEAST = 4  # facts: half to trace, half to try
 
@@ -128,7 +128,7 @@ def tune(
     search = _Search(lm, statistics, tried, floor, say)
     for chosen, why in sets.items():
         search.attempt(why, scaled(lm, statistics, traced, replace(base, layers=chosen)))
-    for name in ("clamp", "covariance_weight" if base.prior == "covariance" else "ridge"):
+    for name in (base.trust_region, "covariance_weight" if base.prior == "covariance" else "ridge"):
         search.climb(name)
     unknown, trials = len(requests) - len(known), tuple(search.trials)
     return Tuning(method, found, tuple(traced), tuple(tried), unknown, statistics, trials, search.best, floor)
@@ -260,7 +260,7 @@ def trial_line(trial: Trial) -> str:
     s, m = trial.settings, trial.measured
     shares = (m.get(f"{kind}_success") for kind in ("efficacy", "generalisation", "specificity"))
     kinds = "/".join("–" if share is None else f"{100 * share:.0f}" for share in shares)
-    said = f"layers {_listed(s.layers)}, clamp {s.clamp:g}, λ {s.ridge:g}"
+    said = f"layers {_listed(s.layers)}, {s.trust_region} {getattr(s, s.trust_region):g}, λ {s.ridge:g}"
     return f"{said}: {kinds}, harmonic mean {100 * m['harmonic_success']:.1f}  ({trial.seconds:.0f} s; {trial.why})"
 
 

@@ -60,12 +60,13 @@ def agrees_with_the_record(e: Explanation) -> bool:
     return n.realised == pytest.approx(e.edit["realised"], rel=1e-3) and n.proxy_error == pytest.approx(e.edit["proxy_error"], abs=1e-3)
 
 
-def test_a_target_that_may_hardly_move_the_state_is_not_found(home, edited):
-    e = explain(home, edited("held", settings={"clamp": 0.05}), "0")
+@pytest.mark.parametrize("bound", ["clamp", "amplification"])
+def test_a_target_that_may_hardly_move_the_state_is_not_found(home, edited, bound):
+    e = explain(home, edited(f"held by {bound}", settings={"clamp": 3, bound: 0.05}), "0")
     d = e.diagnosis
-    assert d.verdict == diagnosis.NO_TARGET and d.lengths.clamped
+    assert d.verdict == diagnosis.NO_TARGET and (d.lengths.clamped, d.lengths.capped) == (bound == "clamp", bound == "amplification")
     assert d.target and not d.target.holds and d.open_target and not d.open_target.holds
-    assert "a larger clamp" in " ".join(words(e)) and agrees_with_the_record(e)
+    assert f"a larger {bound}" in " ".join(words(e)) and agrees_with_the_record(e)
 
 
 def test_a_plan_that_a_heavy_ridge_does_not_let_through_finds_no_room(home, edited):

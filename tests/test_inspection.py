@@ -27,7 +27,7 @@ def test_a_known_model_is_described_by_its_parts():
     facts = dict(found.facts)
     assert found.known and found.reason is None
     assert facts["down-projection"] == "mlp.c_proj, 1024 → 256, stored d_in × d_out" and facts["layers"] == "6 in transformer.h"
-    assert facts["layers to edit"] == "1, 2, 3" and facts["preset"].startswith("factlm-7m")
+    assert facts["layers to edit"] == "0, 1, 2" and facts["preset"].startswith("factlm-7m")
     assert facts["tokenizer"].startswith("8192 tokens; opens a text with no special token")
 
 
@@ -94,7 +94,7 @@ def test_quantised_weights_are_refused_with_the_way_out(tmp_path):
 
 def test_the_command_says_what_it_found(shell, tmp_path):
     known = shell.metake("inspect", str(model_path()))
-    assert "family 'gpt2', supported" in known.stdout and "layers to edit  1, 2, 3" in known.stdout
+    assert "family 'gpt2', supported" in known.stdout and "layers to edit  0, 1, 2" in known.stdout
     unknown = shell.metake("inspect", str(saved(tmp_path / "phi", "phi", **UNKNOWN)), code=2)
     assert '"phi": Anatomy(layers="model.layers", down="mlp.fc2", norm="model.final_layernorm"),' in unknown.stdout
     refused = shell.metake("inspect", str(saved(tmp_path / "moe", "mixtral")), code=2)

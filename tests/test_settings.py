@@ -108,7 +108,7 @@ def test_a_model_without_preset_gets_layers_it_has(depth):
 
 def test_a_preset_is_matched_on_the_configs_facts():
     config = bundled().config
-    assert preset_for(config)["name"] == "factlm-7m" and make_settings("metake", config).layers == (1, 2, 3)
+    assert preset_for(config)["name"] == "factlm-7m" and make_settings("metake", config).layers == (0, 1, 2)
     facts = {"n_embd": config.n_embd, "n_layer": config.n_layer, "vocab_size": config.vocab_size}
     assert preset_for(AutoConfig.for_model("gpt2", **facts))["name"] == "factlm-7m", "whatever it is called and wherever it lies"
     assert preset_for(AutoConfig.for_model("gpt2", **{**facts, "vocab_size": 50257})) == {}
