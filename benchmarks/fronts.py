@@ -257,6 +257,8 @@ def main() -> None:
         for method, fixed, swept, listed in [FRONTS[name]]
         for value in (map(float, given.values.split(",")) if given.values else listed)
     ]
+    if again := {FRONTS[n][2] for n in names} & {name for name, *_ in beside}:
+        parser.error(f"'{again.pop()}' is what one of these fronts sweeps: give --values instead of --set")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     if not given.draw:
         make(points, given.out, given.jobs)

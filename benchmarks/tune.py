@@ -52,7 +52,7 @@ def row(name: str, lm: Any, known: Any, settings: Settings, requests: Any, text:
     editor.apply(editor.write(requests, editor.targets(requests)))
     found, drift = summary(evaluate(lm, requests)), perplexity(lm, text, length=settings.length)
     editor.restore()
-    cells = [name, ",".join(map(str, settings.layers)), f"{settings.clamp:g}"]
+    cells = [name, ",".join(map(str, settings.layers)), f"{settings.trust_region} {getattr(settings, settings.trust_region):g}"]
     for way in ("success", "accuracy", "exact"):
         kinds = "/".join(f"{100 * found[f'{kind}_{way}']:.1f}" for kind in KINDS)
         cells.append(f"{kinds}, {100 * found[f'harmonic_{way}']:.1f}")
@@ -83,7 +83,7 @@ def main() -> None:
     requests = read_requests(demo.requests_path(), limit=given.records).requests
     text = tuple(read_corpus(demo.heldout_text_path()))
     print(f"\n{len(requests)} records in one batch, {given.method}; efficacy/generalisation/specificity, harmonic mean, in %")
-    print("\n| settings | layers | clamp | success | accuracy | exact | perplexity |\n|---|---|---|---|---|---|---|", flush=True)
+    print("\n| settings | layers | trust region | success | accuracy | exact | perplexity |\n|---|---|---|---|---|---|---|", flush=True)
     rows = {"hand-set": hand, "hand-set, tuned layers": replace(hand, layers=found.layers), "tuned": found}
     for name, settings in rows.items():
         if name == "hand-set, tuned layers" and settings == hand:
