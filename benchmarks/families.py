@@ -29,7 +29,6 @@ from metake.model import load_model
 from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-
 MOST = 30  # seconds that a family may take
 OPTIONS = ("--limit", "10", "--batch-size", "5", "--tokens", "5000", "--layers", "1,2", "--quiet")
 #: λ and threshold relative, because random keys have no scale of their own.
