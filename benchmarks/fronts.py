@@ -50,6 +50,7 @@ OPEN = {"proxy": "none", "write_cost": 0.0}  # no feedback from the write but it
 FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "metake": ("metake", {}, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
     "metake, realised": ("metake", {"amplification": 4.0, "write_cost": 2.0}, "clamp", (0.5, 0.6, 0.75, 1.0, 1.5)),
+    "metake, ω_E 1": ("metake", {"write_cost": 1.0}, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
     "metake, λ": ("metake", {"amplification": 1.5}, "ridge", (1.0, 10.0, 30.0)),
     "metake, G = I": ("metake", {**OPEN, "amplification": 4.0}, "clamp", (0.6, 0.75, 1.0, 1.5, 3.0)),
     "metake, G = I, planned": ("metake", OPEN, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0)),
