@@ -177,7 +177,7 @@ def make_settings(method: str, config: Any, **overrides: Any) -> Settings:
         config: the model's transformers config; presets are matched on its facts, never on a path.
 
     Raises:
-        InputError: unknown method or setting, or a layer that the model does not have.
+        InputError: unknown method or setting, a layer that the model does not have, or so few steps that a round has none to take.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}'{_near(method, METHODS)}", place="--method", fix=f"use one of {', '.join(METHODS)}")
@@ -188,6 +188,10 @@ def make_settings(method: str, config: Any, **overrides: Any) -> Settings:
     if not settings.layers:
         settings = replace(settings, layers=_layers_by_depth(depth))
     settings = settings.resolved()
+    if settings.solver != "descent" and settings.steps < 2 * settings.rounds:
+        each = f"{settings.rounds} rounds of {settings.steps // settings.rounds}" if settings.rounds > 1 else "one round"
+        problem = f"{settings.steps} in {each} learn nothing: the last of a round only looks at the loss"
+        raise InputError(problem, place="setting 'steps'", fix=f"set steps={2 * settings.rounds} or more, or fewer rounds")
     if max(settings.layers) >= depth - 1:
         raise InputError(
             f"layer {max(settings.layers)} cannot be edited: the model has layers 0 to {depth - 1}, and one must lie above it",

@@ -245,18 +245,18 @@ class Problem:
             room -= tokens
         return loads
 
-    def losses(self, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """NLLᵢ + κ KLᵢ (n,) at states moved by ``shift`` (n, d), and the gradient of their sum, ∂ℓ/∂R̂ as (n, d)."""
-        leaf = shift.detach().requires_grad_()
+    def losses(self, shift: Tensor, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
+        """NLLᵢ + κ KLᵢ (n,) at states moved by ``shift`` (n, d), and the gradient of their sum, ∂ℓ/∂R̂ as (n, d); or zeros without one."""
+        leaf = shift.detach().requires_grad_(gradient)
         total = torch.zeros(len(shift), dtype=shift.dtype, device=shift.device)
         for load in self._loads():  # one head for many blocks: it is the widest matrix, and a block alone asks it little
             states = [block.states(leaf) for block in load]
             log_p = log_softmax(self.lm.logits(torch.cat(states)), -1).split([len(s) for s in states])
             rows = torch.cat([block.losses(part, self.kl) for block, part in zip(load, log_p, strict=True)])
-            rows.sum().backward()
+            if gradient:
+                rows.sum().backward()
             total.index_add_(0, torch.cat([block.request for block in load]), rows.detach().to(shift.dtype))
-        gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(shift)
-        return total, gradient
+        return total, leaf.grad if leaf.grad is not None else torch.zeros_like(shift)
 
 
 class Rewriting:
@@ -351,7 +351,7 @@ class Learner:
         self.active = ~self.diverged
 
     def run(self, problem: Problem, steps: int, on_step=None) -> None:
-        """Up to ``steps`` looks at the loss, with a step of Adam after each but the last round's last."""
+        """A round: up to ``steps`` looks at the loss, with a step of Adam after each but the last, which goes forward only."""
         for step in range(steps):
             problem.keep(self.active)
             if not bool(self.active.any()):
@@ -362,7 +362,7 @@ class Learner:
 
     def _step(self, problem: Problem, *, update: bool) -> None:
         shift = self.predicted()
-        losses, by_shift = problem.losses((shift - self.realised).T)  # the problem's own states hold what is realised already
+        losses, by_shift = problem.losses((shift - self.realised).T, gradient=update)  # its own states hold what is realised already
         size = shift.norm(dim=0)
         losses = losses + self.settings.weight_decay * size / self.norm**2
         self._settle(losses)

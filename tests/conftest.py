@@ -82,7 +82,7 @@ def small_edit(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--layers",
         "1,2",
         "--set",
-        "steps=4",
+        "steps=6",
         "--corpus",
         str(corpus),
         "--heldout",

@@ -352,8 +352,10 @@ memory, then disk; it needs `pip install 'metake[large]'`. A table says it by ha
 `tests/test_placement.py` holds `gpt2` (whose tied head goes with the embeddings), `llama` and `gemma2`, partly on disk, against the same
 model held whole, on the CPU: fingerprint, statistics, targets, update, answers, perplexity and the saved checkpoint are equal in every
 bit.
-**Several GPUs, and a GPU with main memory beside it, are written and have the same tests, which are skipped where there are no such
-devices: nobody has run them yet.**
+The same test edits them over two devices, and over a device and main memory, that are not the CPU: `tests/devices` is a backend of torch
+whose two devices compute as the CPU does and, as GPUs do, refuse operations on tensors of different devices. A run with its measurements,
+an explanation and an undo that learns again pass there too, with the bits of one device. **Real GPUs, several of them or one with main
+memory beside it, have tests of their own, which are skipped where there are none: nobody has run those yet.**
 
 ## A memory budget
 

@@ -106,7 +106,7 @@ def test_code_that_a_model_brings_is_run_only_when_it_is_trusted(own, tmp_path):
 def test_code_is_run_for_an_old_run_only_when_it_is_asked_for_now(own, tmp_path, monkeypatch):
     """The record says that the run was trusted; that does not count for whoever looks at it later."""
     home = tmp_path / "home"
-    small = {"steps": 1, "rounds": 1, "relative": True, "null_threshold": 0.3, "ridge": 0.05}
+    small = {"steps": 2, "rounds": 1, "relative": True, "null_threshold": 0.3, "ridge": 0.05}
     job = runs.small_job(home, model=str(own), trust_remote_code=True, limit=1, tokens=2000, settings=small)
     runs.run(job, arguments=job.arguments())
     (version,) = runs.home(home).database.query("SELECT version FROM runs").rows[0]

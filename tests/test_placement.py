@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +77,7 @@ def done_with(lm: LanguageModel, folder: Path) -> dict:
 def same(found, wanted) -> bool:
     """Equal in every bit."""
     if isinstance(wanted, torch.Tensor):
-        return torch.equal(found, wanted)
+        return torch.equal(found.cpu(), wanted.cpu())
     if isinstance(wanted, dict):
         return found.keys() == wanted.keys() and all(same(found[name], value) for name, value in wanted.items())
     if isinstance(wanted, list | tuple):
@@ -203,6 +205,15 @@ def test_a_device_beside_a_map_is_refused(tmp_path):
         runs.small_job(tmp_path / "home", device="cuda:0", device_map="auto")
     with pytest.raises(InputError, match="--device-map: cannot be read as JSON"):
         runs.small_job(tmp_path / "home", device_map="{cpu")
+
+
+# -- on other devices than the CPU --------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not (shutil.which("c++") and shutil.which("ninja")), reason="needs a C++ compiler and ninja")
+def test_two_devices_with_memories_of_their_own_do_what_one_does(tmp_path):
+    """Without a GPU: tensors of different stand-in devices (`tests/devices`) in one operation are an error, as on GPUs."""
+    done = subprocess.run([sys.executable, "-m", "tests.devices"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.endswith("as on one") for line in done.stdout.splitlines()] == [True] * (2 * len(PLACED) + 1)
 
 
 # -- on GPUs -------------------------------------------------------------------------------------------------------------------------

@@ -84,6 +84,14 @@ def test_a_solver_of_one_layer_refuses_several_layers_rounds_and_bystanders(meth
         make_settings(method, deep(12), **wrong)
 
 
+@pytest.mark.parametrize(("steps", "rounds"), [(1, 1), (3, 3), (5, 3)])
+def test_rounds_without_a_step_are_refused(steps, rounds):
+    said = rf"setting 'steps': {steps} in .* learn nothing.*Fix: set steps={2 * rounds} or more, or fewer rounds"
+    with pytest.raises(InputError, match=said):
+        make_settings("metake", deep(12), steps=steps, rounds=rounds)
+    assert make_settings("metake", deep(12), steps=2 * rounds, rounds=rounds).steps == 2 * rounds
+
+
 @pytest.mark.parametrize("name, value", [("kept_share", 1.1), ("kept_share", 0), ("log_base", 1), ("weight_bound", 0)])
 def test_a_restraint_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=f"setting '{name}'"):

@@ -55,7 +55,7 @@ def test_without_quarantine_the_same_rows_stop_the_run(tmp_path: Path):
 
 def test_statistics_go_on_from_the_sums_of_a_shorter_run_and_end_with_the_bits_of_a_fresh_one(tmp_path: Path):
     def collected(home: str, tokens: int | None, **settings) -> Path:
-        job = runs.small_job(tmp_path / home, tokens=tokens, settings={"steps": 2, **settings}, corpus=str(demo.corpus_path()))
+        job = runs.small_job(tmp_path / home, tokens=tokens, settings={"steps": 6, **settings}, corpus=str(demo.corpus_path()))
         bench = Workbench(job, run_id=f"{home}{tokens}", name="test")
         with bench.record.run({"method": "metake", "mode": "sequential"}, 0):
             stages.prepare(bench, job.check())

@@ -32,7 +32,7 @@ def test_a_worker_runs_it_and_the_record_has_it(server, deployment, shell: Shell
     parameters = {
         "limit": 3,
         "batch_size": 2,
-        "settings": {"steps": 2},
+        "settings": {"steps": 6},
         "corpus": given["--corpus"],
         "heldout": given["--heldout"],
         "home": str(tmp_path / "home"),

@@ -1,0 +1,113 @@
+"""What `metake edit --memory` says before an edit, beside what the edit then held at its peak.
+
+    python benchmarks/memory.py                        every model below
+    python benchmarks/memory.py bundled qwen2-0.5b     only these
+
+Apart from the bundled model they are models of published shapes with random weights (and the bundled tokenizer), made in a temporary
+folder; what they answer means nothing, and what they hold is what a trained model would. An edit runs as a user runs it, in a process of
+its own whose largest resident set is the peak. That of `metake edit --memory` itself, which loads the libraries and no weights, is given
+too: the estimate leaves out what they take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from metake import demo
+from metake.budget import in_words
+
+ROOT = Path(__file__).resolve().parent.parent
+LLAMA = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
+QWEN = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
+LLAMA_1B = ("llama", {**LLAMA, "vocab_size": 128256, "tie_word_embeddings": True})
+QWEN_05B = ("qwen2", {**QWEN, "vocab_size": 151936, "tie_word_embeddings": True})
+GPT2_MEDIUM = ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16})
+
+#: name → (family, shape), precision, requests in its one batch, further options
+MODELS: dict[str, tuple[tuple[str, dict] | None, str, int, tuple[str, ...]]] = {
+    "bundled": (None, "float32", 100, ()),
+    "bundled, alphaedit": (None, "float32", 100, ("--method", "alphaedit")),
+    "gpt2-medium": (GPT2_MEDIUM, "float32", 20, ("--layers", "3,4,5")),
+    "qwen2-0.5b": (QWEN_05B, "float32", 20, ("--layers", "4,5,6")),
+    "qwen2-0.5b, alphaedit": (QWEN_05B, "float32", 20, ("--layers", "4,5,6", "--method", "alphaedit")),
+    "qwen2-0.5b, within 6 GiB": (QWEN_05B, "float32", 20, ("--layers", "4,5,6", "--memory-budget", "6GiB")),
+    "qwen2-0.5b, bfloat16": (QWEN_05B, "bfloat16", 20, ("--layers", "4,5,6")),
+    "llama-3.2-1b, bfloat16": (LLAMA_1B, "bfloat16", 10, ("--layers", "3,4")),
+}
+OPTIONS = ("--tokens", "8000", "--quiet")
+SETTINGS = ("steps=4", "rounds=2")  # fewer passes hold no less
+
+
+def saved(model: tuple[str, dict] | None, dtype: str, folder: Path) -> Path:
+    """A model of this shape on disk; the bundled one for None."""
+    if model is None:
+        return demo.model_path()
+    family, shape = model
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(demo.model_path())
+    config = AutoConfig.for_model(family, **{"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, **shape})
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def peak(arguments: list[str], folder: Path) -> tuple[int, str]:
+    """The largest resident set of one command in bytes, and what it printed.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
+    command = [sys.executable, "-m", "flows.cli", "edit", *arguments, "--home", str(folder / "home"), "--out", str(folder / "out")]
+    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    said = process.stdout.read(), process.stderr.read()  # both are short: --quiet
+    _, status, used = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(code, command, *said)
+    return used.ru_maxrss * 1024, said[0]
+
+
+def measure(name: str) -> str:
+    """One row of the table."""
+    shape, dtype, requests, options = MODELS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = saved(shape, dtype, folder / "model")
+        settings = [word for text in SETTINGS for word in ("--set", text)]
+        arguments = [str(demo.requests_path()), "--model", str(model), "--dtype", dtype, "--limit", str(requests)]
+        arguments += ["--batch-size", str(requests), *OPTIONS, *settings, *options]
+        libraries, table = peak([*arguments, "--memory"], folder)
+        estimate = next(line.split("  ")[-1] for line in table.splitlines() if line.strip().startswith("in all"))
+        clock = time.perf_counter()
+        most, _ = peak(arguments, folder)
+        seconds = time.perf_counter() - clock
+    return f"| {name} | {estimate} | {in_words(most)} | {in_words(libraries)} | {in_words(most - libraries)} | {seconds:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="*", help="default: all")
+    names = parser.parse_args().model or list(MODELS)
+    if unknown := set(names) - set(MODELS):
+        parser.error(f"unknown model '{unknown.pop()}': use some of {', '.join(MODELS)}")
+    disable_progress_bar()
+    print(f"{os.cpu_count()} cores; {time.strftime('%Y-%m-%d')}; requests and options of each model in the script\n")
+    print("| model | estimate, in all | peak of the edit | of the libraries alone | the difference | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in names:
+        print(measure(name), flush=True)
+
+
+if __name__ == "__main__":
+    main()
