@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,17 @@ FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "metake, AlphaEdit's A": ("metake", {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0}, "amplification", (0.75, 1.0, 1.5)),
     "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
     "iterated, planned": ("iterated", {"clamp": 3.0}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0)),
-    "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+    "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)),
     "alphaedit, λ": ("alphaedit", {"clamp": 1.5}, "ridge", (1.0, 3.0, 30.0)),
-    "memit": ("memit", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
-    "alphaedit_blue": ("alphaedit_blue", {}, "clamp", (0.5, 0.75, 1.0)),
-    "memit_blue": ("memit_blue", {}, "clamp", (0.35, 0.5, 0.75, 1.0, 1.5)),
-    "rect": ("rect", {}, "clamp", (1.0, 1.5)),
-    "prune": ("prune", {}, "clamp", (1.0, 1.5)),
-    "rome": ("rome", {}, "clamp", (0.5, 0.75)),
-    "ft": ("ft", {}, "weight_bound", (5e-4, 2e-3, 1e-2)),
+    "memit": ("memit", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)),
+    "memit, μ": ("memit", {"clamp": 1.5}, "covariance_weight", (300.0, 3000.0, 15000.0)),
+    "memit, M": ("memit", {"remember": True}, "clamp", (0.5, 0.75, 1.0, 1.5)),
+    "alphaedit_blue": ("alphaedit_blue", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 2.5)),
+    "memit_blue": ("memit_blue", {}, "clamp", (0.25, 0.35, 0.5, 0.75, 1.0, 1.5)),
+    "rect": ("rect", {}, "clamp", (0.75, 1.0, 1.5, 3.0)),
+    "prune": ("prune", {}, "clamp", (1.0, 1.5, 3.0)),
+    "rome": ("rome", {}, "clamp", (0.35, 0.5, 0.75)),
+    "ft": ("ft", {}, "weight_bound", (5e-4, 2e-3, 1e-2, 3e-2)),
 }
 
 
@@ -167,20 +170,26 @@ def figures(measured: dict[str, float], way: str) -> str:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
-    cells = [f"{row['front']}, {row['swept']} {row['value']:g}", figures(row["at_write"], "success")]
-    cells += [figures(row["after"], way) for way in WAYS] + [f"{row['perplexity']:.0f}", f"{row['seconds_per_edit']:.2f}"]
+    cells = [
+        f"{row['front']}, {row['swept']} {row['value']:g}",
+        *(figures(row[when], way) for when in ("at_write", "after") for way in WAYS),
+    ]
+    cells += [f"{row['perplexity']:.0f}", f"{row['seconds_per_edit']:.2f}"]
     return "| " + " | ".join(cells) + " |"
 
 
-def at_floor(rows: Iterable[dict[str, Any]], name: str = "harmonic_success") -> float | None:
-    """The front's value at specificity (success) 90 %: the best point there, or between two points on a straight line.
+def at_floor(rows: Iterable[dict[str, Any]], name: str = "harmonic_success") -> tuple[float, float] | None:
+    """The front's value at specificity (success) 90 %, and the specificity that it is of.
 
-    None where no point of the front reaches that specificity.
+    That is the best point at 90 % or above, or what a straight line between two neighbours gives at 90 % where that is more. None where
+    no point of the front reaches that specificity.
     """
     points = sorted((100 * r["after"]["specificity_success"], 100 * r["after"][name]) for r in rows)
-    best = max((y for x, y in points if x >= FLOOR), default=None)
-    between = [a[1] + (b[1] - a[1]) * (FLOOR - a[0]) / (b[0] - a[0]) for a in points for b in points if a[0] < FLOOR <= b[0]]
-    return None if best is None else max([best, *between])
+    found = [(y, x) for x, y in points if x >= FLOOR]
+    for a, b in pairwise(points):
+        if a[0] < FLOOR <= b[0]:
+            found.append((a[1] + (b[1] - a[1]) * (FLOOR - a[0]) / (b[0] - a[0]), FLOOR))
+    return max(found, default=None) if points and points[-1][0] >= FLOOR else None
 
 
 def table(rows: Sequence[dict[str, Any]], scale: int) -> str:
@@ -190,17 +199,17 @@ def table(rows: Sequence[dict[str, Any]], scale: int) -> str:
         f"{scale} records in {-(-scale // BATCH)} batch(es); efficacy/generalisation/specificity, harmonic mean, in %; perplexity before: "
         f"{rows[0]['perplexity_before']:.0f}",
         "",
-        "| front | at write: success | after all: success | accuracy | exact | perplexity | s/edit |",
-        "|---|---|---|---|---|---|---|",
+        "| front | at write: success | accuracy | exact | after all: success | accuracy | exact | perplexity | s/edit |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(line(r) for found in of.values() for r in sorted(found, key=lambda r: r["value"])),
         "",
-        f"| front | harmonic mean at specificity {FLOOR:.0f} % (success) | of accuracy | of exact |",
+        f"| front | harmonic mean of success at specificity (success) {FLOOR:.0f} % or above | of accuracy | of exact |",
         "|---|---|---|---|",
     ]
     for front, found in of.items():
         if found:
             values = [at_floor(found, f"harmonic_{way}") for way in WAYS]
-            lines.append(f"| {front} | " + " | ".join("not reached" if v is None else f"{v:.1f}" for v in values) + " |")
+            lines.append(f"| {front} | " + " | ".join("not reached" if v is None else f"{v[0]:.1f} at {v[1]:.0f}" for v in values) + " |")
     return "\n".join(lines)
 
 
@@ -243,7 +252,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting beside the preset's")
     parser.add_argument("--development", action="store_true", help="records 1000-1499 instead, to choose settings by")
     parser.add_argument("--jobs", type=int, default=1, help="points made at a time, one thread each (default 1)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "fronts.jsonl", help="where points are kept")
+    parser.add_argument("--out", type=Path, help="where points are kept (default: results/fronts.jsonl, development.jsonl beside this)")
     parser.add_argument("--figures", type=Path, default=HERE.parent / "docs", help="folder of the figures")
     parser.add_argument("--draw", action="store_true", help="make no points")
     given = parser.parse_args()
@@ -260,6 +269,7 @@ def main() -> None:
     ]
     if again := {FRONTS[n][2] for n in names} & {name for name, *_ in beside}:
         parser.error(f"'{again.pop()}' is what one of these fronts sweeps: give --values instead of --set")
+    given.out = given.out or HERE / "results" / ("development.jsonl" if given.development else "fronts.jsonl")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     if not given.draw:
         make(points, given.out, given.jobs)

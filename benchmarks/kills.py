@@ -4,8 +4,9 @@
 
 Starts a Prefect server and two workers of its own, runs one small edit unbroken, then again and again with a kill. What was killed is
 started again; a coordinator that ended is gone on with by `metake rerun` (or by the same command, where it was killed before the run was
-in the record). A trial passes when deltas and published weights are those of the unbroken run, bit for bit, and the record holds as
-many rows as that run's, none twice. Prints one line a trial, and exits with 1 unless all pass.
+in the record). A trial passes when deltas and published weights are those of the unbroken run, bit for bit, and
+the record holds the rows of that run (edits with what was measured of each, metrics with their values), none twice. Prints one line a
+trial, and exits with 1 unless all pass.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ COUNTS = """SELECT (SELECT count(*) FROM runs) AS runs, (SELECT count(*) FROM ed
        (SELECT count(DISTINCT (run_id, batch, position)) FROM edits) AS different_edits, (SELECT count(*) FROM metrics) AS metrics,
        (SELECT count(DISTINCT (run_id, moment, name, request_id)) FROM metrics) AS different_metrics,
        (SELECT string_agg(DISTINCT status) FROM runs) AS status"""
+#: What the rows say, but for ids and clocks, which are each run's own.
+ROWS = (
+    "SELECT batch, position, request_id, status, gate, planned, realised, proxy_error, steps, final_loss FROM edits ORDER BY ALL",
+    "SELECT moment, name, request_id, value FROM metrics ORDER BY ALL",
+)
 
 
 class Cluster:
@@ -132,7 +138,8 @@ class Trial:
         """Deltas by key, the checkpoint, and how many rows there are."""
         deltas = {p.parent.name: digest(p) for p in self.home.glob("artifacts/delta/*/*/delta.safetensors")}
         (counts,) = self.ask(COUNTS)
-        return {"deltas": deltas, "checkpoint": digest(self.out / "model.safetensors"), **counts}
+        rows = hashlib.sha256(json.dumps([self.ask(query) for query in ROWS]).encode()).hexdigest()
+        return {"deltas": deltas, "checkpoint": digest(self.out / "model.safetensors"), "rows": rows, **counts}
 
 
 def digest(path: Path) -> str:

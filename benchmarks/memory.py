@@ -5,8 +5,8 @@
 
 Apart from the bundled model they are models of published shapes with random weights (and the bundled tokenizer), made in a temporary
 folder; what they answer means nothing, and what they hold is what a trained model would. An edit runs as a user runs it, in a process of
-its own whose largest resident set is the peak. That of `metake edit --memory` itself, which loads the libraries and no weights, is given
-too: the estimate leaves out what they take.
+its own whose largest resident set is the peak. What the libraries take, which the estimate leaves out, is the peak of a run of the bundled
+model in which everything is cached, less its weights.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ MODELS: dict[str, tuple[tuple[str, dict] | None, str, int, tuple[str, ...]]] = {
 }
 OPTIONS = ("--tokens", "8000", "--quiet")
 SETTINGS = ("steps=4", "rounds=2")  # fewer passes hold no less
+WEIGHTS = 26 << 20  # bytes of the bundled model in float32
 
 
 def saved(model: tuple[str, dict] | None, dtype: str, folder: Path) -> Path:
@@ -78,21 +79,31 @@ def peak(arguments: list[str], folder: Path) -> tuple[int, str]:
     return used.ru_maxrss * 1024, said[0]
 
 
-def measure(name: str) -> str:
-    """One row of the table."""
+def arguments(name: str, folder: Path) -> list[str]:
+    """The edit of one model, which is made in the folder."""
     shape, dtype, requests, options = MODELS[name]
+    settings = [word for text in SETTINGS for word in ("--set", text)]
+    words = [str(demo.requests_path()), "--model", str(saved(shape, dtype, folder / "model")), "--dtype", dtype, "--limit", str(requests)]
+    return [*words, "--batch-size", str(requests), *OPTIONS, *settings, *options]
+
+
+def of_libraries() -> int:
+    """Bytes that a process holds which loads nothing but the libraries and the bundled model."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model = saved(shape, dtype, folder / "model")
-        settings = [word for text in SETTINGS for word in ("--set", text)]
-        arguments = [str(demo.requests_path()), "--model", str(model), "--dtype", dtype, "--limit", str(requests)]
-        arguments += ["--batch-size", str(requests), *OPTIONS, *settings, *options]
-        libraries, table = peak([*arguments, "--memory"], folder)
-        estimate = next(line.split("  ")[-1] for line in table.splitlines() if line.strip().startswith("in all"))
+        words = arguments("bundled", Path(temporary))
+        peak(words, Path(temporary))
+        return peak(words, Path(temporary))[0] - WEIGHTS
+
+
+def measure(name: str, libraries: int) -> str:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory() as temporary:
+        words = arguments(name, Path(temporary))
         clock = time.perf_counter()
-        most, _ = peak(arguments, folder)
+        most, said = peak([*words, "--memory"], Path(temporary))  # prints the estimate, and edits
         seconds = time.perf_counter() - clock
-    return f"| {name} | {estimate} | {in_words(most)} | {in_words(libraries)} | {in_words(most - libraries)} | {seconds:.0f} |"
+    estimate = next(line.split("  ")[-1].strip() for line in said.splitlines() if line.strip().startswith("in all"))
+    return f"| {name} | {estimate} | {in_words(most - libraries)} | {in_words(most)} | {seconds:.0f} |"
 
 
 def main() -> None:
@@ -103,10 +114,11 @@ def main() -> None:
         parser.error(f"unknown model '{unknown.pop()}': use some of {', '.join(MODELS)}")
     disable_progress_bar()
     print(f"{os.cpu_count()} cores; {time.strftime('%Y-%m-%d')}; requests and options of each model in the script\n")
-    print("| model | estimate, in all | peak of the edit | of the libraries alone | the difference | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    libraries = of_libraries()
+    print(f"libraries: {in_words(libraries)}\n\n| model | estimate, in all | peak less the libraries | peak of the edit | seconds |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
     for name in names:
-        print(measure(name), flush=True)
+        print(measure(name, libraries), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.edit import edit
-from flows.parameters import Count, described
+from flows.parameters import Count, Dtype, Method, Mode, OnBadRow, described
 from flows.report import cells
 from metake.errors import InputError
 
@@ -22,10 +22,10 @@ AFTER = 3  # the column of `flows.report.cells` with the figures after all batch
 @flow(name="compare-methods", log_prints=False, persist_result=False)
 @described
 def compare_methods(
-    methods: Annotated[list[str], Field(min_length=1)] = ["metake", "alphaedit", "memit"],  # noqa: B006
+    methods: Annotated[list[Method], Field(min_length=1)] = ["metake", "alphaedit", "memit"],  # noqa: B006
     requests: str | None = None,
     model: str | None = None,
-    mode: str = "sequential",
+    mode: Mode = "sequential",
     batch_size: Count = 100,
     out: str = "compared",
     layout: str = "auto",
@@ -35,7 +35,7 @@ def compare_methods(
     corpus: str | None = None,
     heldout: str | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
     device_map: str | dict[str, str | int] | None = None,
     memory_budget: str | None = None,
@@ -44,7 +44,7 @@ def compare_methods(
     preset: str | None = None,
     workers: str | None = None,
     patience: Count = 600,
-    on_bad_row: str = "stop",
+    on_bad_row: OnBadRow = "stop",
     settings: dict[str, Any] = {},  # noqa: B006 (Prefect hands over a copy)
     home: str = ".metake",
 ) -> list[dict[str, Any]]:

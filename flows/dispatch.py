@@ -305,7 +305,8 @@ class Crew:
             return
         how = f"`prefect worker start --pool {pool}` starts a worker"
         if waited > self.job.patience:
-            raise WorkersFailed(f"no worker took '{shard.title}' within {self.job.patience} s: {how}; then `metake rerun`")
+            what = "the worker that took '{}' did not begin it" if shard.taken else "no worker took '{}'"
+            raise WorkersFailed(f"{what.format(shard.title)} within {self.job.patience} s: {how}; then `metake rerun`")
         if waited > SOON and not shard.taken and not shard.told:
             shard.told = True
             self.say(f"'{shard.title}' still waits for a worker of the pool '{pool}': {how}")

@@ -28,9 +28,11 @@ from flows.parameters import Count, Dtype, Method, Mode, OnBadRow, described
 from flows.progress import REPORTER
 from flows.record import LOST
 from flows.report import MOMENTS, figures, model_card
-from flows.rerun import CONTINUES, Continuation
+from flows.rerun import CONTINUES, Continuation, with_base
+from flows.versions import Home
 from flows.workbench import Ref, Workbench
 from storage import next_attempt
+from storage.errors import DatabaseMissing
 
 
 def run_name() -> str:
@@ -78,10 +80,12 @@ def edit(
         evaluate: Measure before, at write and after.
         wait: Wait for another run that writes to the same folder, instead of refusing.
     """
-    job, here = Job.make(**flow_run.parameters), str(flow_run.id)
+    here = str(flow_run.id)
     run = CONTINUES.get() or Continuation(here, None)
+    job = Job.make(**flow_run.parameters) if CONTINUES.get() else retried(Job.make(**flow_run.parameters), here)
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
-    say = _saying(bench)
+    bench.say = say = _saying(bench)
+    bench.store.probe()
     check_out(Path(job.out))
     bench.keep_budget()
     with holding(job.out, f"{bench.name}, {bench.run_id}", wait=job.wait, say=say):
@@ -92,6 +96,18 @@ def edit(
             return Failed(name="Held", message=str(held), data=held)
     shown.announce("published", result, limits=dict(job.limits))
     return result
+
+
+def retried(job: Job, run_id: str) -> Job:
+    """The job on the model that its run began on, if it has begun.
+
+    Prefect's own retry hands over the same arguments, and a folder that is both read and published to may hold another version by then.
+    """
+    home = Home(job.home, trust_remote_code=job.trust_remote_code)
+    with suppress(DatabaseMissing):
+        if home.database.query("SELECT 1 FROM runs WHERE run_id = ? AND model IS NOT NULL", [run_id]).rows:
+            return Job.make(**with_base(home, job.arguments(), run_id))
+    return job
 
 
 def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], No
         held = bool(broken_limits) and not run.publish_anyway
         version = tasks.hold(bench, known, deltas) if held else tasks.publish(bench, known, deltas, card)
         result["version"] = row["version"] = stages.version_of(bench.store.get(version.kind, version.key))
-        shown.artifacts(result, card)
+        shown.artifacts(result, card, published=not held)
         if held:
             raise Held(result, broken_limits, options_of(job.home))
         if broken_limits:

@@ -21,12 +21,20 @@ class Occupied(InputError):
 
 
 @contextmanager
-def holding(folder: str | Path, who: str, *, wait: bool = False, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def holding(
+    folder: str | Path,
+    who: str,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    fix: str = "wait for it to end (--wait), or name another folder",
+) -> Iterator[None]:
     """Holds a folder, which need not exist, for the length of the block: `.NAME.lock` beside it.
 
     Args:
         who: what others are told who come meanwhile.
         wait: wait for the other run to end; it is named through `say`.
+        fix: what they can do who did not want to wait.
 
     Raises:
         Occupied: somebody else, in this process or another one of this machine, holds it; the message names them.
@@ -38,7 +46,7 @@ def holding(folder: str | Path, who: str, *, wait: bool = False, say: Callable[[
     while (lock := _taken(file)) is None:
         other = _holder(file)
         if not wait:
-            raise Occupied(f"{other} is writing to it", place=str(folder), fix="wait for it to end (--wait), or name another folder")
+            raise Occupied(f"{other} is writing to it", place=str(folder), fix=fix)
         if not told:
             say(f"waiting for {other}, which is writing to {folder}")
             told = True

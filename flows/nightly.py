@@ -30,6 +30,7 @@ from flows.parameters import Count, Dtype, Method, Mode, OnBadRow, described
 from flows.publish import is_published
 from flows.rerun import CONTINUES, Continuation, continuing, with_base
 from flows.versions import Home, checkout
+from metake import demo
 from metake.errors import InputError
 
 AGAIN = ("running", "failed")  # files in these states are taken up again
@@ -74,7 +75,7 @@ def nightly_edit(
         retry_held: Also try the files again whose versions were held back.
     """
     shared = {name: value for name, value in flow_run.parameters.items() if name not in OWN} | {"wait": True}
-    with holding(database_of(home).parent / "nightly", f"nightly-edit {flow_run.id}"):
+    with holding(database_of(home).parent / "nightly", f"nightly-edit {flow_run.id}", fix="let that night end"):
         night = Night(Home(home), shared)
         done = [night.edit(taken) for taken in night.files(inbox, quiet, retry_held)]
     return _conclusion(done)
@@ -101,8 +102,9 @@ class Night:
     def edit(self, taken: Taken) -> Taken:
         """Edits one file in, or goes on with its edit, and notes what became of it."""
         get_run_logger().info(f"{taken.file}: run {taken.run_id}")
-        source, token = self.intake.kept(taken), None
+        source, token = None, None
         try:
+            source = self.intake.kept(taken)
             taken = self._current(taken)
             arguments, run = self._run(taken, source)
             token = CONTINUES.set(run)
@@ -137,7 +139,8 @@ class Night:
         if self.home.database.query("SELECT 1 FROM runs WHERE run_id = ? AND model IS NOT NULL", [taken.run_id]).rows:
             arguments, run = continuing(self.home.database, taken.run_id)
             return {**with_base(self.home, arguments, taken.run_id), "home": self.home.folder}, run
-        current = {"model": str(self.out)} if (self.out / MARKER).is_file() else {}
+        first = {"model": self.shared["model"] or str(demo.model_path())}
+        current = {"model": str(self.out)} if (self.out / MARKER).is_file() else first
         return {**self.shared, **current, "requests": str(source)}, Continuation(taken.run_id, None)
 
     def _restore(self) -> None:

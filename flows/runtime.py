@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import os
 import socket
@@ -45,9 +46,14 @@ def check_server(url: str) -> None:
     """
     import httpx
 
-    place = "PREFECT_API_URL"
+    place, key, password = "PREFECT_API_URL", os.environ.get("PREFECT_API_KEY"), os.environ.get("PREFECT_API_AUTH_STRING")
+    basic = f"Basic {base64.b64encode((password or '').encode()).decode()}"
+    headers = {"Authorization": f"Bearer {key}" if key else basic} if key or password else {}
     try:
-        answer = httpx.get(url.rstrip("/") + "/admin/version", timeout=10)
+        answer = httpx.get(url.rstrip("/") + "/admin/version", timeout=10, headers=headers)
+        if answer.status_code in (401, 403):
+            fix = "set PREFECT_API_AUTH_STRING (user:password), or PREFECT_API_KEY, as the server wants it"
+            raise InputError(f"the server at {url} wants a password", place=place, fix=fix)
         server = str(answer.raise_for_status().json())
     except httpx.TransportError as error:
         fix = "start it with `prefect server start`, or unset the variable: a short-lived server of our own is then used"
@@ -78,6 +84,7 @@ class PrefectServer:
         if os.environ.get("PREFECT_API_URL"):
             return
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.own = "http://{}:{}/api".format(*listener.getsockname())
             self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `stop`)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(listener.fileno())],
@@ -94,6 +101,7 @@ class PrefectServer:
         """Waits for the server, points Prefect at it for the length of the block, then stops it if it is our own.
 
         Raises:
+            InputError: the one that Prefect's profile names cannot be used (`check_server`).
             RuntimeError: the server did not start; the message ends with what it said.
         """
         if self.process is None:
@@ -105,6 +113,8 @@ class PrefectServer:
             if not url:
                 self.errors.seek(0)
                 raise RuntimeError(f"Prefect's server did not start: {self.errors.read().strip()[-2000:] or 'it said nothing'}")
+            if url != self.own:  # Prefect's profile names a server
+                check_server(url)
             with _reporting_to(url):
                 yield
         finally:

@@ -23,6 +23,7 @@ from metake.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = "http://127.0.0.1:4200/api"
 POOLS = {"cpu": "coordinators of edits; as many as you like", "gpu": "workers of edits; one worker a GPU, started with --limit 1"}
+LIMIT = {"gpu": ("--limit", "1")}  # a GPU is not shared
 START = 60.0  # seconds that a server may take
 
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.deploy_only:
             return 0
         started += [
-            _start("worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-{os.uname().nodename}")
+            _start("worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-{os.uname().nodename}", *LIMIT.get(pool, ()))
             for pool in given.pools
         ]
         print(f"serving {url}; Ctrl-C ends it", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from prefect import State, flow, get_run_logger
@@ -44,7 +45,7 @@ class Part:
         stages = ", ".join(stage.replace("_", " ") for stage in self.stages)
         if not any(stage in BATCHED for stage in self.stages):
             return stages
-        return f"{stages} of batch{f'es {self.first} to {self.last - 1}' if self.last > self.first + 1 else f' {self.first}'}"
+        return f"{stages} of batch{f'es {self.first + 1} to {self.last}' if self.last > self.first + 1 else f' {self.last}'}"
 
 
 @flow(name="targets-shard", log_prints=False, persist_result=False)
@@ -81,6 +82,7 @@ def shard(
             )
         job = Job.make(**arguments)
         bench = Workbench(job, run_id=run_id, name=name, attempt=attempt, force=force, worker=True)
+        bench.say = get_run_logger().info
         with Heartbeat(bench.store, beat_name(run_id, str(flow_run.id))):
             bench.job = unpack(job, bench.store)
             bench.plan, bench.earlier = Plan.load(bench.store, plan), kept(bench.store, earlier)
@@ -105,14 +107,14 @@ def beat_name(run_id: str, shard: str) -> str:
 
 
 def _work(bench: Workbench, parts: Sequence[Part]) -> None:
-    log, steps = get_run_logger(), course(bench)
+    """Does all parts, and says a line for what is done to a batch in one go."""
+    steps = course(bench)
     for part in parts:
-        for slot in part.slots(steps):
-            tasks.do(bench, steps[slot])
-            seconds = bench.seconds[slot]
-            log.info(f"{step_name(slot)}: {'cached' if seconds is None else f'{seconds:.1f} s'}")
-
-
-def step_name(slot: Slot) -> str:
-    """A step as people read it."""
-    return slot[0].replace("_", " ") + ("" if slot[1] is None else f" {slot[1]:04d}")
+        for batch, slots in groupby(part.slots(steps), key=lambda slot: slot[1]):
+            times = []
+            for slot in slots:
+                tasks.do(bench, steps[slot])
+                seconds = bench.seconds[slot]
+                times.append(f"{slot[0].replace('_', ' ')} {'cached' if seconds is None else f'{seconds:.1f} s'}")
+            place = "" if batch is None else f"batch {batch + 1} of {len(bench.batches)}: "
+            bench.say(place + ", ".join(times))

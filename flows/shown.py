@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import get_client
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
@@ -45,21 +54,27 @@ class Progress:
             return
         self.steps += 1
         if self.steps == len(STEPS) * self.batches or time.monotonic() - self.updated > UPDATE_EVERY:
-            update_progress_artifact(self.artifact, 100 * self.steps / (len(STEPS) * self.batches), description=self._text())
+            with suppress(httpx.HTTPError):  # a server that is away for a while is no reason to fail
+                update_progress_artifact(self.artifact, 100 * self.steps / (len(STEPS) * self.batches), description=self._text())
             self.updated = time.monotonic()
 
     def _text(self) -> str:
         return f"{self.steps} of {len(STEPS) * self.batches} steps done: {self.batches} batches, each to be learned and written"
 
 
-def artifacts(result: Mapping[str, Any], card: str) -> None:
-    """The results as a table, and the model card."""
+def artifacts(result: Mapping[str, Any], card: str, *, published: bool) -> None:
+    """The results as a table, the model card, and where it lies beside the model."""
     rows: list[dict[str, Any]] = [
         dict(zip(("metric", "before", "at write", "after"), row, strict=True)) for row in cells(result["numbers"])
     ]
     if rows:
         create_table_artifact(rows, key="edit-result", description=heading(result))
     create_markdown_artifact(card, key="model-card", description=f"Model card of version {result['version'][:12]}, for {result['out']}")
+    report = Path(result["out"]).absolute() / "README.md"
+    if published:
+        create_link_artifact(
+            report.as_uri(), link_text=str(report), key="report", description=f"Report of {result['name']}, beside the model"
+        )
 
 
 def announce(what: str, result: Mapping[str, Any], **more: Any) -> None:

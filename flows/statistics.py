@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 
 from flows import stages, tasks
 from flows.job import Job
-from flows.parameters import Dtype, Method, described
+from flows.parameters import Count, Dtype, Method, described
 from flows.record import Rows
 from flows.workbench import Plan, Workbench
 from metake.settings import make_settings
@@ -31,7 +31,7 @@ def statistics(
     model: str | None = None,
     method: Method = "metake",
     layers: list[int] | None = None,
-    tokens: int | None = None,
+    tokens: Count | None = None,
     corpus: str | None = None,
     seed: int = 0,
     dtype: Dtype = "float32",

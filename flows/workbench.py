@@ -70,6 +70,7 @@ class Workbench:
         worker: whether another process, the coordinator, commits what this one records.
         earlier: facts of earlier runs that are measured beside the run's own (`flows.earlier`).
         done: told the name of each stage that is done.
+        say: told what a person wants to know; the flows have it tell Prefect's log too.
 
     `run_id` and `attempt` are as `RunRecord` takes them.
     """
@@ -92,6 +93,7 @@ class Workbench:
         self.worker = worker
         self.device = "cpu" if job.workers and not worker else job.device  # what a coordinator does itself needs no GPU
         self.reporter = reporter or Reporter()
+        self.say: Callable[[str], None] = self.reporter.line
         self.earlier: tuple[Request, ...] = ()
         self.done: Callable[[str], None] = lambda _: None
         self.store, self.database = store_of(job.home), database_of(job.home)
@@ -157,7 +159,7 @@ class Workbench:
                 if not out_of_memory(error) or self.batch_tokens // 2 < FEWEST_TOKENS:
                     raise
             self.batch_tokens //= 2  # no longer holding the exception, whose frames hold tensors
-            self.reporter.line(f"out of memory: once more with {self.batch_tokens} tokens at once instead of {2 * self.batch_tokens}")
+            self.say(f"out of memory: once more with {self.batch_tokens} tokens at once instead of {2 * self.batch_tokens}")
 
     def put(self, kind: str, meaning: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         """Stores an artefact that was made by the way, unless it is there."""
@@ -198,7 +200,7 @@ class Workbench:
         asked, tokens = tokens_within(self.job, FEWEST_TOKENS)
         if tokens < asked:
             self._batch_tokens = tokens
-            self.reporter.line(f"memory budget of {self.job.memory_budget}: {tokens} tokens at once instead of {asked}")
+            self.say(f"memory budget of {self.job.memory_budget}: {tokens} tokens at once instead of {asked}")
 
     # -- the requests -----------------------------------------------------------------------------------------------------------
     @cached_property

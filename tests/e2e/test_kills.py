@@ -1,0 +1,16 @@
+"""The short version of `benchmarks/kills.py`: SIGKILL at moments and over victims drawn from a seed that is printed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.conftest import ROOT, Shell
+
+
+def test_two_random_kills_end_with_the_bits_and_rows_of_the_unbroken_run(shell: Shell):
+    """A failure prints the seed: `python benchmarks/kills.py --seed N --trials 2 --edits 6 --workers 1` does the same again."""
+    command = [sys.executable, "benchmarks/kills.py", "--trials", "2", "--edits", "6", "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=shell.env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "2 of 2 ended with the bits and the rows of the unbroken run"
