@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import torch
-from fronts import bench, figures
+from fronts import bench, config, figures
 
 from metake import demo
 from metake.editor import Editor
@@ -61,10 +61,12 @@ def moved(lm: LanguageModel, requests: Sequence[Request], layer: int, changes: M
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    lm, known, _ = bench()
-    requests = read_requests(demo.dev_requests_path(), limit=100).requests
-    open_loop = make_settings("alphaedit", lm.config, clamp=1.5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=100, help="development records (default 100)")
+    given = parser.parse_args()
+    open_loop = make_settings("alphaedit", config(), clamp=1.5)
+    lm, known, _ = bench(open_loop.layers)
+    requests = read_requests(demo.dev_requests_path(), limit=given.requests).requests
     targets = Editor(lm, known, open_loop).targets(requests)
     print("| A | moved: subject | bystanders | neighbours | success | accuracy |\n|---|---|---|---|---|---|")
     for name, choice in CHOICES.items():

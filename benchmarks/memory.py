@@ -31,18 +31,16 @@ LLAMA = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32
 QWEN = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
 LLAMA_1B = ("llama", {**LLAMA, "vocab_size": 128256, "tie_word_embeddings": True})
 QWEN_05B = ("qwen2", {**QWEN, "vocab_size": 151936, "tie_word_embeddings": True})
-GPT2_MEDIUM = ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16})
 
 #: name → (family, shape), precision, requests in its one batch, further options
 MODELS: dict[str, tuple[tuple[str, dict] | None, str, int, tuple[str, ...]]] = {
     "bundled": (None, "float32", 100, ()),
     "bundled, alphaedit": (None, "float32", 100, ("--method", "alphaedit")),
-    "gpt2-medium": (GPT2_MEDIUM, "float32", 20, ("--layers", "3,4,5")),
-    "qwen2-0.5b": (QWEN_05B, "float32", 20, ("--layers", "4,5,6")),
-    "qwen2-0.5b, alphaedit": (QWEN_05B, "float32", 20, ("--layers", "4,5,6", "--method", "alphaedit")),
-    "qwen2-0.5b, within 6 GiB": (QWEN_05B, "float32", 20, ("--layers", "4,5,6", "--memory-budget", "6GiB")),
-    "qwen2-0.5b, bfloat16": (QWEN_05B, "bfloat16", 20, ("--layers", "4,5,6")),
-    "llama-3.2-1b, bfloat16": (LLAMA_1B, "bfloat16", 10, ("--layers", "3,4")),
+    "qwen2-0.5b": (QWEN_05B, "float32", 8, ("--layers", "4,5,6")),
+    "qwen2-0.5b, alphaedit": (QWEN_05B, "float32", 8, ("--layers", "4,5,6", "--method", "alphaedit")),
+    "qwen2-0.5b, within 6 GiB": (QWEN_05B, "float32", 8, ("--layers", "4,5,6", "--memory-budget", "6GiB")),
+    "qwen2-0.5b, bfloat16": (QWEN_05B, "bfloat16", 8, ("--layers", "4,5,6")),
+    "llama-3.2-1b, bfloat16": (LLAMA_1B, "bfloat16", 4, ("--layers", "3,4")),
 }
 OPTIONS = ("--tokens", "8000", "--quiet")
 SETTINGS = ("steps=4", "rounds=2")  # fewer passes hold no less

@@ -203,8 +203,12 @@ def _plan(e: Explanation) -> str:
 
 
 def _layers(e: Explanation) -> str:
-    rows = [(g.layer, percent(g.gate), g.asked) for g in e.diagnosis.layers if g.gate is not None]
-    return "Layers\n" + columns_text(("layer", "gate", "asked"), rows) if rows else ""
+    rows = [
+        (g.layer, percent(g.gate), g.asked, *(None if x is None else f"{x:.1e}" for x in (g.condition, g.residual)))
+        for g in e.diagnosis.layers
+        if g.gate is not None
+    ]
+    return "Layers\n" + columns_text(("layer", "gate", "asked", "condition", "residual"), rows) if rows else ""
 
 
 def _nearest(e: Explanation) -> str:

@@ -89,7 +89,7 @@ def _no_room(e: Explanation) -> list[str]:
         second = f"A target learned alone and with the gate open does: {_quoted(d.open_target)}."
     cap = [f"The plan is held by the cap, amplification {e.settings.amplification:g} × ‖h‖: it could not ask for more."] if n.capped else []
     charged = [f"{name} = {value:g}" for name in ("write_cost", "size_cost", "memory_cost") if (value := getattr(e.settings, name))]
-    cost = [f"The plan was also held back by {', '.join(charged)}."] if charged else []
+    cost = [f"{', '.join(charged)} held the plan back too: which of gate and cost did more is not told apart."] if charged else []
     return [first, second, _gates(e), *cap, *cost]
 
 

@@ -39,7 +39,7 @@ from metake.prompts import by_budget, continuation, lay_out, prompt_ids
 from metake.requests import Request
 from metake.settings import Settings
 from metake.solvers import solve_exactly
-from metake.targets import Targets
+from metake.targets import OPTIMIZERS, Targets
 from metake.write import KeyRows, write_layers
 
 if TYPE_CHECKING:
@@ -193,9 +193,9 @@ def tuned(lm: LanguageModel, rows: KeyRows, requests: Sequence[Request], setting
 def _descend(
     texts: Sequence[_Texts], layer: int, start: Tensor, count: int, settings: Settings, progress: Progress
 ) -> tuple[Tensor, int, str, Tensor]:
-    """Adam over ΔW within |ΔWᵢⱼ| ≤ ε: the change, how many steps it took, why it ended, and each request's loss (n,)."""
+    """The optimiser over ΔW within |ΔWᵢⱼ| ≤ ε: the change, how many steps it took, why it ended, and each request's loss (n,)."""
     change = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([change], lr=settings.learning_rate)
+    optimizer = OPTIMIZERS[settings.optimizer]([change], lr=settings.learning_rate)
     last, losses = start, torch.full((count,), float("nan"))
     for step in range(settings.steps + 1):
         optimizer.zero_grad()

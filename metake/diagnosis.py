@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metake.delta import Delta, LayerDelta
+from metake.delta import Delta
 from metake.model import Change, LanguageModel
 from metake.probe import Probe, Said, prompts_of
 from metake.requests import Request
@@ -45,8 +45,8 @@ class Lengths:
 
     Attributes:
         hidden: ‖h‖. planned, predicted, realised: ‖R‖, ‖R̂‖ and how far the written model moved h.
-        share: what of the plan was realised along it, ⟨realised, R⟩ / ‖R‖².
-        aside: length of what was realised across the plan: what other facts of the same write put there.
+        share: what of the target was realised along it, ⟨realised, R̂⟩ / ‖R̂‖².
+        aside: length of what was realised across the target: what other facts of the same write put there.
         proxy_error: ‖R̂ − realised‖ / ‖R̂‖.
         clamped, capped: R̂ fills nine tenths of the trust region c‖h‖ or more; R of the cap c_max‖h‖. Only words hang on these.
     """
@@ -64,11 +64,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class LayerGate:
-    """One layer's write of one request: gᵢ = qᵢ·kᵢ, what it lets through of what it is asked for, and the length of that."""
+    """One layer's write of one request: gᵢ = qᵢ·kᵢ, what it lets through of what it is asked for, and the length of that.
+
+    Of the layer's solve, for all requests: the condition number of the system and its residual (`solvers.LayerWrite`).
+    """
 
     layer: int
     gate: float | None
     asked: float | None
+    condition: float | None = None
+    residual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class Diagnosis:
         target: with R̂ put in; None for fine-tuning, which has no target.
         open_target: with a target put in that was learned alone and with the gate open; None where that was not needed.
         realised: with what the write really moved the state by put in.
-        along: with only that part of it put in that lies along the plan; None where that was not needed.
+        along: with only that part of it put in that lies along the target R̂; None where that was not needed.
         at_write: the really edited model.
         tokens: the tokens of the prompt, and how far the write moved each.
     """
@@ -214,7 +219,7 @@ def diagnose(
         loss=loss,
         prompts=tuple(Asked(*p[:4], *said) for p, *said in zip(prompts, before, at_write, after, strict=True)),
         lengths=_lengths(start[probe.at], shift, targets, settings),
-        layers=tuple(_layer_gate(layer, part, column) for layer, part in own.layers.items()),
+        layers=tuple(_layer_gate(own, layer, column) for layer in own.layers),
         tokens=tokens,
         **tested,
     )
@@ -317,10 +322,13 @@ def _moved(probe: Probe, start: Tensor, end: Tensor, *, ask_each: bool) -> tuple
     return tuple(found)
 
 
-def _layer_gate(layer: int, part: LayerDelta, column: int) -> LayerGate:
+def _layer_gate(own: Delta, layer: int, column: int) -> LayerGate:
+    part = own.layers[layer]
     if part.dense is not None:
         return LayerGate(layer, None, None)
-    return LayerGate(layer, float(part.q[:, column] @ part.keys[:, column]), float(part.r[:, column].norm()))
+    solved = own.metadata.get("layers", {}).get(str(layer), {})
+    gate, asked = float(part.q[:, column] @ part.keys[:, column]), float(part.r[:, column].norm())
+    return LayerGate(layer, gate, asked, solved.get("condition"), solved.get("residual"))
 
 
 def _follow(

@@ -16,8 +16,7 @@ from metake.chat import ChatTokenizer
 from metake.errors import InputError
 
 #: Texts put before a prompt so that a key or a target does not depend on one wording. MEMIT samples such prefixes from the model
-#: at every run; here they are fixed, and the version is part of every artefact's identity.
-CONTEXTS_VERSION = "v1"
+#: at every run; here they are fixed, and part of every artefact's identity through the digest of the code.
 CONTEXTS = (
     "",
     "The first part of the story begins here. ",

@@ -38,7 +38,8 @@ class Settings:
         weight_decay: ω. kl: κ.
         write_cost, size_cost, memory_cost: ω_E, ω_U and ω_M, what the upper level pays for disturbing general text, for the size of the
             update, and for disturbing earlier edits (`gate.write_cost`).
-        steps, learning_rate: of Adam over the targets, in all rounds together. stop_loss: a request below it is done.
+        steps: over the targets (of fine-tuning: over W), in all rounds together. stop_loss: a request below it is done.
+        optimizer, learning_rate: ``adam``, or ``sgd`` for plain gradient steps of that length.
         rounds: how often the loop closes over the real write (1: never).
         batch_tokens: suffix tokens that go through the model at once.
         statistics_tokens, length: tokens of general text for C₀ (0: until it has converged), and the rows they are read in.
@@ -69,6 +70,7 @@ class Settings:
     size_cost: float = 0.0
     memory_cost: float = 0.0
     steps: int = 20
+    optimizer: str = "adam"
     learning_rate: float = 0.5
     stop_loss: float = 0.05
     rounds: int = 1
@@ -83,6 +85,7 @@ class Settings:
         _choose("coupling", self.coupling, ("batch", "diagonal"))
         _choose("allocation", self.allocation, ("spread", "last", "ends"))
         _choose("solver", self.solver, ("ridge", "exact", "descent"))
+        _choose("optimizer", self.optimizer, ("adam", "sgd"))
         _choose("restraint", self.restraint, ("none", "relative_change", "singular_values"))
         for name in (
             "ridge",

@@ -143,8 +143,8 @@ def collect_statistics(
     """C₀ of ``layers`` over the first tokens of ``texts``, read in rows of ``length``.
 
     Without ``tokens`` it stops when the projector has converged. After 2, 4, 8, … shards the first half of the text so far is compared
-    with the second (`sums.disagreement`); when no layer's halves disagree by more than ``tolerance``, neither P nor C₀⁻¹ depends any
-    more on which half was read, and both halves together are the statistics. docs/method.md has what that means for P, measured.
+    with the second (`sums.disagreement`); when no layer's halves disagree by more than ``tolerance``, P and C₀⁻¹ depend
+    little on which half was read, and both halves together are the statistics. docs/method.md has how little that is for P, measured.
     The comparison knows no method and no threshold, so one artefact serves them all.
 
     Args:

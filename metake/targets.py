@@ -16,7 +16,7 @@ that measures the edited model is the one on which its layers are written, and b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ from metake.prompts import CONTEXTS, ESSENCE, by_budget, context_ids, continuati
 from metake.requests import Request
 from metake.settings import Settings
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+#: A request has diverged when its loss is not finite, or above RISE times what it began with and SLACK nats more.
+RISE, SLACK = 2.0, 10.0
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -42,7 +46,8 @@ class Targets:
     Attributes:
         planned: R (d, n) float32.
         predicted: R̂ (d, n) float32, what the proxy says the write will realise.
-        diagnostics: per request gate, planned and predicted norms, steps, final_loss, stop_reason.
+        diagnostics: per request gate, planned and predicted norms, steps, final_loss, stop_reason. The loss is that of its last look,
+            without the write's cost: as R̂ = R G, the target of a request that is done moves a little on with the plans of the others.
     """
 
     planned: Tensor
@@ -181,7 +186,7 @@ class Problem:
     """The upper level's loss on one state of the model, NLL(o*ᵢ | hᵢ + R̂ᵢ) + κ KL(essence prompt, before ‖ after), for n requests.
 
     The NLL is the mean over the target's tokens and over the contexts, and the essence prompt is "{subject} is a", both as in MEMIT
-    (arXiv 2210.07229).
+    (arXiv 2210.07229). The divergence is that from before to after; the code of ROME and MEMIT has the other one, from after to before.
 
     Attributes:
         hidden: state leaving layer L at the subject of each bare prompt, (n, d).
@@ -314,7 +319,7 @@ class Rewriting:
 
 
 class Learner:
-    """Adam over R for a batch of n requests, by ∂ℓ/∂R = (∂ℓ/∂R̂) Gᵀ + 2 R E; it holds R and what became of each request.
+    """The optimiser over R for a batch of n requests, by ∂ℓ/∂R = (∂ℓ/∂R̂) Gᵀ + 2 R E; it holds R and what became of each request.
 
     The structural gradient proxy of MetaKE (arXiv 2603.12677; our reading), with the cost of the write beside it (ours).
 
@@ -334,7 +339,7 @@ class Learner:
         self.norm = hidden.norm(dim=1).clamp_min(1e-12)  # ‖hᵢ‖
         self.planned = torch.zeros_like(hidden.T)  # R (d, n)
         self.written, self.realised = self.planned.clone(), self.planned.clone()  # R_w and ĥ − h
-        self.optimizer = torch.optim.Adam([self.planned], lr=settings.learning_rate)
+        self.optimizer = OPTIMIZERS[settings.optimizer]([self.planned], lr=settings.learning_rate)
         self.active = sound
         self.steps = torch.zeros(n, dtype=torch.long)
         self.loss = torch.full((n,), float("nan"), dtype=hidden.dtype)
@@ -351,7 +356,7 @@ class Learner:
         self.active = ~self.diverged
 
     def run(self, problem: Problem, steps: int, on_step=None) -> None:
-        """A round: up to ``steps`` looks at the loss, with a step of Adam after each but the last, which goes forward only."""
+        """A round: up to ``steps`` looks at the loss, with a step of the optimiser after each but the last, which goes forward only."""
         for step in range(steps):
             problem.keep(self.active)
             if not bool(self.active.any()):
@@ -382,7 +387,7 @@ class Learner:
     def _settle(self, losses: Tensor) -> None:
         """Notes each active request's loss and ends those that are done or have diverged (not finite, or far above where they began)."""
         self.first_loss = losses.clone() if self.first_loss is None else self.first_loss
-        bad = self.active & ~(losses <= 2 * self.first_loss + 10)
+        bad = self.active & ~(losses <= RISE * self.first_loss + SLACK)
         self.planned[:, bad], self.diverged = 0.0, self.diverged | bad
         here = self.active.cpu()
         self.loss[here], self.steps[here] = losses[self.active].cpu(), self.steps[here] + 1

@@ -9,6 +9,29 @@ import pytest
 from tests.conftest import ROOT
 
 
+def test_a_front_at_the_floor_is_its_best_point_there_or_a_line_between_neighbours():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from fronts import at_floor
+    finally:
+        sys.path.pop(0)
+
+    def front(*points: tuple[float, float]) -> list[dict]:
+        return [{"after": {"specificity_success": x, "harmonic_success": y}} for x, y in points]
+
+    assert at_floor(front((0.8, 0.7), (0.89, 0.6))) is None and at_floor([]) is None
+    assert at_floor(front((0.99, 0.3), (0.95, 0.5))) == (50.0, 95.0), "it ended above the floor"
+    assert at_floor(front((0.95, 0.5), (0.85, 0.7), (0.80, 0.9))) == pytest.approx((60.0, 90.0)), "neighbours only"
+    assert at_floor(front((0.95, 0.5), (0.85, 0.4))) == (50.0, 95.0), "the line falls"
+
+
+@pytest.mark.slow
+def test_the_bystanders_benchmark_runs():
+    done = subprocess.run([sys.executable, "benchmarks/bystanders.py", "--requests", "3"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) > 3
+
+
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_its_tiny_shapes_on_a_processor():
     """In bfloat16; the script itself refuses to report an edit that is not finite."""

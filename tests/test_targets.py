@@ -99,6 +99,43 @@ def test_the_proxys_gradient_is_autograd_through_the_whole_solve(prior):
     assert relative_error(learner.planned.grad, leaf.grad) < 1e-6
 
 
+def test_the_gradient_through_a_gate_of_several_layers_in_a_later_round_is_autograds():
+    """G is not symmetric, R is not what was written, and what that realised is not what G says: R̂ = (ĥ − h) + (R − R_w) G."""
+
+    class Quadratic:
+        """Stands for the model: a loss whose gradient everyone can check."""
+
+        def keep(self, active):
+            pass
+
+        def losses(self, shift, *, gradient=True):
+            leaf = shift.detach().requires_grad_()
+            value = each(leaf)
+            value.sum().backward()
+            return value.detach(), leaf.grad
+
+    def each(shift):
+        return ((shift @ mixing).tanh() ** 2).sum(-1)
+
+    make = torch.Generator().manual_seed(3)
+    n, d = 4, 6
+    hidden, mixing, gate, factor, plan, written, realised = (
+        torch.randn(*shape, generator=make, dtype=torch.float64) for shape in ((n, d), (d, d), (n, n), (n, n), (d, n), (d, n), (d, n))
+    )
+    cost, settings = factor @ factor.T, replace(SETTINGS, steps=2, clamp=1e6, amplification=1e6, weight_decay=0.7)
+    learner = Learner(hidden, gate, cost, settings)
+    learner.planned.copy_(written)
+    learner.relinearise(realised)
+    learner.planned.copy_(plan)
+    learner.run(Quadratic(), 2)  # type: ignore[arg-type]  # the gradient that is left is the one at ``plan``
+
+    leaf = plan.clone().requires_grad_()
+    predicted = realised + (leaf - written) @ gate
+    decay = (0.7 * predicted.norm(dim=0) / hidden.norm(dim=1) ** 2).sum()
+    (each((predicted - realised).T).sum() + decay + torch.trace(leaf @ cost @ leaf.T)).backward()
+    assert relative_error(learner.planned.grad, leaf.grad) < 1e-12
+
+
 @pytest.mark.parametrize("proxy, coupling", [("none", "batch"), ("final", "diagonal"), ("layers", "diagonal")])
 def test_learning_together_is_learning_one_request_at_a_time(proxy, coupling):
     lm, asked = tiny(), requests(4)

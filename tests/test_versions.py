@@ -17,6 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.cli import run as command
+from flows.edit import retried
+from flows.job import Job
 from flows.lineage import lineage, with_batches
 from flows.lock import Occupied, holding
 from flows.progress import Reporter
@@ -25,6 +27,7 @@ from flows.undo import Change, Options, redoing, replay, restored, undoing, with
 from flows.versions import Home, checkout
 from metake import demo
 from metake.errors import InputError
+from metake.model import load_model
 from storage.errors import ArtifactDamaged
 from tests import runs
 
@@ -344,3 +347,16 @@ def test_the_database_is_made_again_and_handed_on(ten, tmp_path, capsys):
     assert command(["db", "export", "--home", home.folder, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "undos.parquet").is_file() and len(capsys.readouterr().out.splitlines()) == 13
     assert json.loads(home.database.query("SELECT lineage FROM models WHERE fingerprint = ?", [version]).rows[0][0])
+
+
+def test_prefects_own_retry_goes_on_from_the_model_that_the_run_began_on(tmp_path):
+    """The run read the folder that it published to, and ended between publishing and saying so."""
+    out, rows = tmp_path / "edited", runs.requests_file(tmp_path / "more.jsonl", range(2, 4))
+    _, first = runs.run(runs.small_job(tmp_path / "home", limit=2))
+    job = runs.small_job(tmp_path / "home", model=str(out), requests=rows)
+    assert retried(job, "not begun yet") == job
+    run_id, version = runs.run(job)
+    again = retried(job, run_id)
+    assert is_published(out, version) and again.model != job.model and load_model(again.model).fingerprint == first
+    assert replace(again, model=job.model) == Job.make(**job.arguments())
+    assert retried(runs.small_job(tmp_path / "new/home"), run_id).home == str(tmp_path / "new/home"), "without a record yet"

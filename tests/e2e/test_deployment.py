@@ -45,3 +45,21 @@ def test_a_worker_runs_it_and_the_record_has_it(server, deployment, shell: Shell
     assert (tmp_path / "out/model.safetensors").is_file()
     answer = shell.metake("sql", "--home", str(tmp_path / "home"), "--format", "csv", "SELECT run_id, status, edits FROM run_summary")
     assert answer.stdout.splitlines() == ["run_id,status,edits", f"{run['id']},completed,3"]
+
+
+def test_an_automation_acts_on_a_version_that_was_held_back(server, deployment, small_edit: list[str], tmp_path: Path):
+    """It has a deployment run, which any action may stand for; docs/operations.md has one that notifies."""
+    here, api = server
+    answer = api.get("/deployments/name/statistics/statistics").raise_for_status().json()["id"]
+    trigger = {"type": "event", "posture": "Reactive", "expect": ["metake.version.held"], "threshold": 1, "within": 0}
+    trigger |= {"match": {"prefect.resource.id": "metake.version.*"}}
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": answer}
+    made = api.post("/automations/", json={"name": "a version was held back", "trigger": trigger, "actions": [action]})
+    automation = made.raise_for_status().json()["id"]
+    limits = ["--min-efficacy", "100", "--limits-metric", "exact"]
+    here.metake(*small_edit, *limits, "--home", str(tmp_path / "home"), "--out", str(tmp_path / "out"), code=3)
+    wanted = {"deployments": {"id": {"any_": [answer]}}}
+    (run,) = until(lambda: api.post("/flow_runs/filter", json=wanted).raise_for_status().json(), 60)
+    api.delete(f"/automations/{automation}").raise_for_status()
+    api.delete(f"/flow_runs/{run['id']}").raise_for_status()
+    assert not (tmp_path / "out").exists()

@@ -78,7 +78,7 @@ def test_prefect_shows_it_as_held_with_its_results_and_an_event(held, shell: She
             "SELECT event, payload FROM events WHERE resource_id = ?", [f"metake.version.{run['version']}"]
         ).fetchall()
     assert state[:3] == ("FAILED", "Held", f"{OUT}-metake-3") and set(json.loads(state[3])) == {OUT, "metake"}
-    assert made == {"batches": "progress", "edit-result": "table", "model-card": "markdown"} and float(progress) == 100
+    assert made == {"batches": "progress", "edit-result": "table", "model-card": "markdown"} and float(progress) == 100, "no report"
     ((event, payload),) = events
     told = json.loads(payload)
     assert event == "metake.version.held" and "--min-efficacy" in told["broken"][0] and told["limits"]["min_efficacy"] == 100

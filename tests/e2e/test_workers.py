@@ -17,7 +17,7 @@ from prefect.states import Pending
 from flows import dispatch, stages
 from flows.course import course
 from flows.dispatch import Crew, Shard
-from flows.shard import Part
+from flows.shard import REFUSED, Part, shard
 from flows.workbench import Workbench
 from tests import runs
 from tests.conftest import Shell
@@ -143,6 +143,14 @@ def test_a_cancelled_run_stops_its_workers_and_goes_on_when_prefect_retries_it(
         until(lambda: api.get(f"/flow_runs/{made['id']}").json()["state"]["type"] == "COMPLETED", 300)
     assert same(alone, tmp_path)
     assert ask(here, home, "SELECT status FROM runs") == [{"status": "completed"}]
+
+
+def test_a_worker_with_other_code_refuses_its_share(server, tmp_path: Path):
+    here, _ = server
+    with temporary_settings({PREFECT_API_URL: here.env["PREFECT_API_URL"]}):
+        given = {"arguments": {}, "run_id": "r", "name": "r", "attempt": 1, "plan": "p", "parts": []}
+        state = shard(**given, code="0" * 64, return_state=True)
+    assert state.name == REFUSED and "this worker runs other code" in str(state.message) and "the same version" in str(state.message)
 
 
 def test_what_is_missing_is_named(server, deployment, options: list[str], tmp_path: Path):
