@@ -1,8 +1,9 @@
 """How much memory an edit needs, from the model's shapes and the settings: told before anything is loaded.
 
 Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets, write and
-evaluation come one after the other, so the whole is the first two and the largest of the others. Upper estimates for prompts of up to
-`PROMPT` tokens, but for what the allocator and the libraries take themselves (about half a gigabyte).
+evaluation come one after the other, so the whole is the first two, the largest of the others, and what the allocator keeps of memory that was freed and
+does not fit the next tensor (`KEPT` of all but the weights, and `PAD`; `benchmarks/memory.py`). Upper estimates for prompts of up to
+`PROMPT` tokens, but for what the libraries take themselves (about half a gigabyte).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from metake.errors import InputError
 from metake.prompts import CONTEXTS
 from metake.settings import Settings
 
+KEPT, PAD = 1 / 4, 64 << 20
 PROMPT = 32  # tokens of a prompt with its context and target
 UNITS = {f"{prefix}{unit}": base**power for unit, base in (("iB", 1024), ("B", 1000)) for power, prefix in enumerate("KMGT", 1)} | {"B": 1}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,8 +72,9 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
         "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
         "evaluation: caches, logits": m * prior + max(4 * tokens * shape.depth * 2 * shape.cached * size + head, 6 * head) + 2 * passing,
     }
-    standing, others = list(parts.values())[:2], list(parts.values())[2:]
-    return {**parts, "in all": sum(standing) + max(others)}
+    weights, edited, *others = parts.values()
+    kept = int(KEPT * (edited + max(others))) + PAD
+    return {**parts, "what the allocator keeps": kept, "in all": weights + edited + max(others) + kept}
 
 
 def in_words(count: int) -> str:
