@@ -102,7 +102,7 @@ def _reading(commands: Any, name: str, help: str, do: Any) -> argparse.ArgumentP
 
 
 def _add_edit(command: argparse.ArgumentParser) -> None:
-    from flows.job import CHOICES
+    from flows.job import CHOICES, read_dtype
 
     add = command.add_argument
     add("requests", nargs="?", metavar="REQUESTS", help="JSON Lines, CSV, Parquet, a datasets folder or a hub id")
@@ -125,7 +125,7 @@ def _add_edit(command: argparse.ArgumentParser) -> None:
     add("--heldout", metavar="FILE", help="text for perplexity (default: bundled)")
     add("--set", dest="settings", action="append", default=[], type=_assignment, metavar="NAME=VALUE", help="any other hyper-parameter")
     add("--seed", type=int, default=0)
-    add("--dtype", choices=CHOICES["dtype"], default="float32")
+    add("--dtype", type=read_dtype, choices=CHOICES["dtype"], default="float32")
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
     add("--device-map", metavar="MAP", help="for a model larger than one device: auto, or a JSON table {module: device, cpu or disk}")
     add("--memory-budget", metavar="SIZE", help="such as 20GiB: go through the model in as small parts as that takes, or refuse")

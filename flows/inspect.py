@@ -17,11 +17,13 @@ def inspect_text(source: str, *, trust_remote_code: bool = False) -> tuple[str, 
     Raises:
         InputError: the model's config cannot be read.
     """
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     from metake.inspection import inspect
 
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # a hub that cannot be reached is one error in the end
     found = inspect(source, trust_remote_code=trust_remote_code)
     return "\n".join([*_verdict(source, found), *_facts(found)]), found.known and found.reason is None
 

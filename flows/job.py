@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,6 +17,16 @@ from metake.settings import METHODS, Settings, check_match, preset_settings, rea
 
 READ, MADE = ("requests", "model", "corpus", "heldout"), ("home", "out")  # paths among the arguments
 MARKER = "metake.json"  # a folder that holds it was made here and may be replaced
+HALF = ("float16", "fp16", "half")
+
+
+def read_dtype(text: str) -> str:
+    """The value of `--dtype`. Raises ArgumentTypeError, with the reason, for half precision."""
+    if text in HALF:
+        raise argparse.ArgumentTypeError(f"{text} ends at 65504, which hidden states of many models pass (NaN): use bfloat16 or float32")
+    return text
+
+
 CHOICES = {
     "method": tuple(METHODS),
     "mode": ("sequential", "simultaneous"),

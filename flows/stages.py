@@ -51,13 +51,20 @@ def prepare(bench: Workbench, found: RequestSet) -> Ref:
 
 
 def plan_facts(bench: Workbench, found: RequestSet) -> dict[str, Any]:
+    from metake.anatomy import anatomy_of
+    from metake.loading import read_config
     from metake.placement import check_resident
     from metake.prompts import CONTEXTS, prompt_ids
     from metake.requests import check_tokens
     from metake.settings import make_settings
 
-    lm, job = bench.lm, bench.job
-    settings = make_settings(job.method, lm.config, **job.overrides)
+    job = bench.job
+    config = read_config(job.model, trust_remote_code=job.trust_remote_code)
+    anatomy_of(config)
+    settings, lm = (
+        make_settings(job.method, config, **job.overrides),
+        bench.lm,
+    )  # what is wrong with the settings is said before weights are read
     check_resident(lm, settings.layers)
     room = lm.context_length - max(len(prompt_ids(lm.tokenizer, text)) for text in CONTEXTS)  # learning puts these before a prompt
     checked = check_tokens(found, lm.tokenizer, room, on_bad_row=job.on_bad_row)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ KINDS = ("efficacy", "generalisation", "specificity", "harmonic")
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of `metake tune`."""
-    from flows.job import CHOICES
+    from flows.job import CHOICES, read_dtype
 
     add = command.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder or hub id (default: the bundled one)")
@@ -47,7 +47,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, metavar="N", help="tokens of text for the statistics (default: the preset, or until converged)")
     add("--corpus", metavar="FILE", help="text for the statistics (default: bundled)")
     add("--seed", type=int, default=0)
-    add("--dtype", choices=CHOICES["dtype"], default="float32")
+    add("--dtype", type=read_dtype, choices=CHOICES["dtype"], default="float32")
     add("--device", default="cpu", help="cpu, cuda, cuda:0, …")
     add("--chat", action="store_true", help="prompts are what a user says, in the chat template of an instruct model")
     add("--trust-remote-code", action="store_true", help="run Python code that the model's folder brings")

@@ -79,9 +79,9 @@ def anatomy_of(config: Any) -> Anatomy:
         InputError: the family is not in the table, with the reason where the config tells that no row could help.
     """
     family = config.model_type
-    if family in FAMILIES:
+    reason = _scaled(config) if family in FAMILIES else refusal(config)
+    if family in FAMILIES and reason is None:
         return FAMILIES[family]
-    reason = refusal(config)
     raise InputError(
         f"models of the family '{family}' are not supported" + (f": {reason}" if reason else ""),
         place="--model",
@@ -97,11 +97,29 @@ def refusal(config: Any) -> str | None:
         return "an encoder reads the prompt, and the decoder never holds the subject's state"
     if getattr(config, "is_decoder", True) is False:
         return "it is an encoder, which reads in both directions and does not generate"
-    if any((getattr(text, name, None) or 0) > 1 for name in _EXPERTS):
+    if any((getattr(part, name, None) or 0) > 1 for part in (text, getattr(text, "ffn_config", None)) for name in _EXPERTS):
         return "a router picks other experts for each token, so a layer has no one down-projection whose input is the key"
     if not hasattr(text, "num_attention_heads"):
         return "its layers are no transformer layers with attention and an MLP"
-    return None
+    if not generates(config):
+        return "transformers has no causal language model of this family"
+    return _scaled(config)
+
+
+def generates(config: Any) -> bool:
+    """Whether transformers, or code that the model brings, has a causal language model for the config."""
+    from transformers import AutoModelForCausalLM
+
+    return type(config) in AutoModelForCausalLM._model_mapping or bool(getattr(config, "auto_map", None))
+
+
+def _scaled(config: Any) -> str | None:
+    """Losses are those of the head's own logits, so a factor that the model puts on them would be missed."""
+    text = config.get_text_config(decoder=True)
+    factors = {name: getattr(text, name, None) for name in ("logit_scale", "logits_scaling")}
+    return next(
+        (f"its logits are scaled ({name} = {x:g}), which is not done here" for name, x in factors.items() if x not in (None, 1)), None
+    )
 
 
 def part(module: nn.Module, path: str) -> nn.Module:

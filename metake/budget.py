@@ -1,9 +1,9 @@
 """How much memory an edit needs, from the model's shapes and the settings: told before anything is loaded.
 
 Each line is the most that one part holds at once. Weights and what is kept of them are there all the time; statistics, targets, write and
-evaluation come one after the other, so the whole is the first two, the largest of the others, and what the allocator keeps of memory that was freed and
-does not fit the next tensor (`KEPT` of all but the weights, and `PAD`; `benchmarks/memory.py`). Upper estimates for prompts of up to
-`PROMPT` tokens, but for what the libraries take themselves (about half a gigabyte).
+evaluation come one after the other, so the whole is the first two, the largest of the others, and what the allocator keeps of memory that
+was freed and does not fit the next tensor (`KEPT` of all but the weights, and `PAD`; `benchmarks/memory.py`). Upper estimates for prompts
+of up to `PROMPT` tokens, but for what the libraries take themselves (about half a gigabyte).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
     """
     size, d, inner, m = BYTES[dtype], shape.width, shape.inner, len(settings.layers)
     square, above = inner * inner, shape.depth - 1 - settings.layers[-1]
-    tokens = settings.batch_tokens
+    tokens, kept = settings.batch_tokens, BYTES.get(stored or dtype, size)  # bytes of a stored weight
     dense = settings.prior != "null_space" or settings.bystanders  # A and its factor; else at most half a basis; float64
     prior = 2 * 8 * square + (4 * square if settings.prior == "null_space" else 0) if dense else 4 * square
     cost = 8 * square if settings.write_cost or settings.size_cost or settings.memory_cost else 0  # of one layer at a time
@@ -65,16 +65,17 @@ def budget(shape: Shape, settings: Settings, *, batch: int, dtype: str, stored: 
     rows = batch * (len(CONTEXTS) + 1) * PROMPT  # tokens of all texts that targets are learned on, each held through the rounds:
     held = rows * (3 * d + 2 * above * shape.cached) * size  # entering the first edited layer, being edited, and what is above L
     parts = {
-        "weights": 0 if placed else shape.parameters * max(size, BYTES.get(stored or dtype, size)),
+        "weights": 0 if placed else shape.parameters * max(size, kept),
         "edited weights, as they were and their changes": m * d * inner * (size + 4),
         "statistics: sums, spectrum": (2 * m + 5) * 8 * square + passing,
         "targets: what is learned through": m * prior + cost + held + above * passing + 3 * head + batch * shape.vocabulary * 4,
         "write: keys, solves": m * prior + 6 * 8 * inner * batch + passing,
+        "publishing: weights as they are stored": 0 if placed or kept == size else shape.parameters * kept,
         "evaluation: caches, logits": m * prior + max(4 * tokens * shape.depth * 2 * shape.cached * size + head, 6 * head) + 2 * passing,
     }
     weights, edited, *others = parts.values()
-    kept = int(KEPT * (edited + max(others))) + PAD
-    return {**parts, "what the allocator keeps": kept, "in all": weights + edited + max(others) + kept}
+    idle = int(KEPT * (edited + max(others))) + PAD
+    return {**parts, "what the allocator keeps": idle, "in all": weights + edited + max(others) + idle}
 
 
 def in_words(count: int) -> str:

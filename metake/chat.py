@@ -28,11 +28,11 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
-            raise InputError("its tokenizer has no chat template", place="chat=True", fix="leave it out, or use an instruct model")
+            raise InputError("its tokenizer has no chat template", place="--chat", fix="leave it out, or use an instruct model")
         asked = [{"role": "user", "content": _MARK}]
         said = self._rendered(asked, add_generation_prompt=True)
         if said.count(_MARK) != 1:
-            raise InputError("its chat template changes what the user says", place="chat=True", fix="leave it out")
+            raise InputError("its chat template changes what the user says", place="--chat", fix="leave it out")
         self.opening, _, closing = said.partition(_MARK)
         answered = self._rendered([*asked, {"role": "assistant", "content": _ANSWER}]).partition(_MARK)[2].partition(_ANSWER)[0]
         more = answered.removeprefix(closing) if answered.startswith(closing) else ""
@@ -41,9 +41,11 @@ class ChatTokenizer:
 
     def _rendered(self, messages: list[dict[str, str]], **options: Any) -> str:
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, date_string=_DATE, **options)
+            # Templates that know none of these take no notice. An answer is what follows at once, without a model's thoughts before it.
+            given = {"date_string": _DATE, "enable_thinking": False, **options}
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, **given)
         except TemplateError as error:
-            raise InputError(f"its chat template fails: {error}", place="chat=True", fix="leave it out") from error
+            raise InputError(f"its chat template fails: {error}", place="--chat", fix="leave it out") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)

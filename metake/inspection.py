@@ -17,7 +17,7 @@ from torch import nn
 from metake.anatomy import FAMILIES, Anatomy, anatomy_of, part, refusal
 from metake.budget import Shape, budget, in_words
 from metake.errors import InputError
-from metake.loading import bos_habit, check_quantisation, read_config, read_tokenizer
+from metake.loading import bos_habit, check_quantisation, check_vocabulary, read_config, read_tokenizer
 from metake.model import softcap_of, window_of
 from metake.settings import make_settings, preset_for
 
@@ -63,8 +63,9 @@ def inspect(source: str | Path, **options: Any) -> Inspection:
     anatomy = FAMILIES.get(family) or propose(hf)
     if anatomy is None:
         return Inspection(family, False, "no list of layers with an MLP's down-projection was found in it", None, [])
-    facts = [*_parts(hf, anatomy), *_reading(source, options), *_plan(hf, anatomy)]
-    return Inspection(family, family in FAMILIES, None, anatomy, facts)
+    said, wrong = _reading(source, hf, options)
+    facts = [*_parts(hf, anatomy), *said, *_plan(hf, anatomy)]
+    return Inspection(family, family in FAMILIES, wrong if family in FAMILIES else None, anatomy, facts)
 
 
 def _without_weights(config: Any, trust: bool) -> Any:
@@ -77,6 +78,9 @@ def _without_weights(config: Any, trust: bool) -> Any:
         return None
 
 
+OTHER = ("attn", "attention", "mamba", "mixer", "ssm")  # parts of a layer that are no MLP
+
+
 # -- by structure --------------------------------------------------------------------------------------------------------------------
 def propose(hf: nn.Module) -> Anatomy | None:
     """The parts of a model whose family is not in the table, found by shapes; None where there is no such structure.
@@ -87,7 +91,7 @@ def propose(hf: nn.Module) -> Anatomy | None:
     depth, width = int(config.num_hidden_layers), int(config.hidden_size)
     lists = [(name, m) for name, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth and depth > 0]
     for name, layers in lists:
-        found = [d for n, m in layers[0].named_modules() if (d := _shape(n, m, width))]
+        found = [d for n, m in layers[0].named_modules() if not any(other in n for other in OTHER) and (d := _shape(n, m, width))]
         holder = name.rpartition(".")[0]
         norm = _norm_after(part(hf, holder), name.rpartition(".")[2], width)
         if found and norm:
@@ -108,9 +112,9 @@ def _shape(name: str, module: nn.Module, width: int) -> tuple[str, bool, int] | 
 
 
 def _norm_after(holder: nn.Module, layers: str, width: int) -> str | None:
-    """The first norm of the hidden state's width that stands behind the layers."""
+    """The first norm of the hidden state's width that stands behind the layers; or, as in OPT, before them in the list of parts."""
     names = [name for name, _ in holder.named_children()]
-    for name in names[names.index(layers) + 1 :]:
+    for name in names[names.index(layers) + 1 :] + names[: names.index(layers)]:
         if _is_norm(getattr(holder, name), width):
             return name
     return None
@@ -153,14 +157,15 @@ def _parts(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:
     ]
 
 
-def _reading(source: str | Path, options: dict[str, Any]) -> list[tuple[str, str]]:
-    """How the tokenizer opens a text; or why there is none."""
+def _reading(source: str | Path, hf: Any, options: dict[str, Any]) -> tuple[list[tuple[str, str]], str | None]:
+    """How the tokenizer opens a text; and what is wrong with it, if anything is."""
     try:
         tokenizer = read_tokenizer(source, **options)
+        check_vocabulary(tokenizer, hf, source)
     except InputError as error:
-        return [("tokenizer", f"cannot be used: {error.problem}")]
+        return [("tokenizer", f"cannot be used: {error.problem}")], error.problem
     chat = "has a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
-    return [("tokenizer", f"{len(tokenizer)} tokens; {bos_habit(tokenizer)}; {chat}")]
+    return [("tokenizer", f"{len(tokenizer)} tokens; {bos_habit(tokenizer)}; {chat}")], None
 
 
 def _plan(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:

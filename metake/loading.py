@@ -84,7 +84,8 @@ def read_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = " ".join((str(error).strip() or type(error).__name__).split())
+        said = said if len(said) <= 200 else said[:200] + " …"
         fix = "put tokenizer.json and tokenizer_config.json, as the model's makers publish them, beside the weights"
         raise InputError(f"its tokenizer cannot be read: {said}", place=f"--model {source}", fix=fix) from error
     if not tokenizer.is_fast:
@@ -114,6 +115,10 @@ def bos_habit(tokenizer: Any) -> str:
     return said + (f", closes it with {' '.join(closing)}, which is left out of prompts" if closing else "")
 
 
+#: Kinds of quantisation that transformers can take back, in whole or in the newer releases.
+UNDONE = ("bitsandbytes", "higgs", "fp8", "mxfp4", "finegrained_fp8")
+
+
 # -- checks --------------------------------------------------------------------------------------------------------------------------
 def check_quantisation(config: Any, source: str | Path) -> None:
     """Raises InputError where the weights are packed: a change smaller than their step cannot be written into them."""
@@ -121,12 +126,13 @@ def check_quantisation(config: Any, source: str | Path) -> None:
     if packed is None:
         return
     facts = packed if isinstance(packed, dict) else packed.to_dict()
+    undone = "; without it, dequantise: AutoModelForCausalLM.from_pretrained(…).dequantize(), drop config.quantization_config, "
     method = str(getattr(facts.get("quant_method"), "value", facts.get("quant_method", "unknown")))
     raise InputError(
         f"its weights are quantised ({method}), and an update of a few thousandths of a weight is lost in their steps",
         place=f"--model {source}",
-        fix="edit the checkpoint that it was made from and quantise the result; without it, dequantise: "
-        "AutoModelForCausalLM.from_pretrained(…).dequantize(), drop config.quantization_config, save_pretrained(FOLDER)",
+        fix="edit the checkpoint that it was made from and quantise the result"
+        + (undone + "save_pretrained(FOLDER)" if method in UNDONE else ""),
     )
 
 
@@ -134,19 +140,26 @@ def check_weights(model: nn.Module, report: dict[str, Any], source: str | Path) 
     """Raises InputError for weights that are missing or not finite."""
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
-        raise InputError(f"the checkpoint lacks the weight '{missing}'", place=str(source), fix="use an intact checkpoint")
+        raise InputError(f"the checkpoint lacks the weight '{missing}'", place=f"--model {source}", fix="use an intact checkpoint")
     weights = Weights(model)
     bad = next((n for n, _ in model.named_parameters() if not torch.isfinite(weights[n]).all()), None)
     if bad:
-        raise InputError(f"the weight '{bad}' holds values that are not finite", place=str(source), fix="use an intact checkpoint")
+        raise InputError(f"the weight '{bad}' holds values that are not finite", place=f"--model {source}", fix="use an intact checkpoint")
 
 
 def check_vocabulary(tokenizer: Any, model: Any, source: str | Path) -> None:
-    """Raises InputError where the tokenizer makes tokens that the model has no embedding for."""
-    rows, most = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    """Raises InputError where the tokenizer makes tokens that the model has no embedding for, or the model uses special ones it lacks.
+
+    Special tokens that were added to a tokenizer stand in no text; those of images in Gemma 3's are beyond the text model's embeddings.
+    """
+    fix, place = "use the tokenizer that the model was trained with", f"--model {source}"
+    added = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    rows, most = model.get_input_embeddings().weight.shape[0], max(set(tokenizer.get_vocab().values()) - added, default=0)
     if most >= rows:
-        raise InputError(
-            f"its tokenizer makes tokens up to {most}, the model knows those below {rows}",
-            place=f"--model {source}",
-            fix="use the tokenizer that the model was trained with",
-        )
+        raise InputError(f"its tokenizer makes tokens up to {most}, the model knows those below {rows}", place=place, fix=fix)
+    config = model.config.get_text_config()
+    for name in ("bos_token_id", "eos_token_id"):
+        ids = getattr(config, name, None)
+        for i in ids if isinstance(ids, list) else [ids]:
+            if i is not None and i >= len(tokenizer):
+                raise InputError(f"its config's {name} is {i}, and its tokenizer has {len(tokenizer)} tokens", place=place, fix=fix)

@@ -119,7 +119,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """Most tokens the model can read at once."""
-        return int(getattr(self.config, self.anatomy.context))
+        return int(getattr(self.config.get_text_config(), self.anatomy.context))
 
     @property
     def window(self) -> int | None:

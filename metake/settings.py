@@ -116,9 +116,8 @@ class Settings:
                     f"must be at least 1, not {getattr(self, name)}", place=f"setting '{name}'", fix="give a whole number from 1 on"
                 )
         if list(self.layers) != sorted(set(self.layers)) or any(l < 0 for l in self.layers):
-            raise InputError(
-                f"layers must ascend and not repeat, not {list(self.layers)}", place="setting 'layers'", fix="give for example 4,5,6"
-            )
+            problem = f"layers are counted from 0, ascend and do not repeat, not {list(self.layers)}"
+            raise InputError(problem, place="setting 'layers'", fix="give for example 4,5,6")
 
     @property
     def trust_region(self) -> str:
@@ -187,7 +186,7 @@ def make_settings(method: str, config: Any, **overrides: Any) -> Settings:
     preset = preset_for(config)
     settings = Settings().with_(**preset.get("settings", {})).with_(**METHODS[method])
     settings = settings.with_(**preset.get("methods", {}).get(method, {})).with_(**overrides)
-    depth = int(config.num_hidden_layers)
+    depth = int(config.get_text_config().num_hidden_layers)
     if not settings.layers:
         settings = replace(settings, layers=_layers_by_depth(depth))
     settings = settings.resolved()

@@ -81,7 +81,7 @@ def bundled() -> LanguageModel:
 
 
 def tiny(family: str = "gpt2", dtype: torch.dtype = torch.float64, seed: int = 0, **changes) -> LanguageModel:
-    """A new model with random weights, large enough in scale that an edit changes what it says; norms after an MLP have uneven gains."""
+    """A new model with random weights, large enough in scale that an edit changes what it says; norms have uneven gains."""
     torch.manual_seed(seed)
     shape = {"vocab_size": len(tokenizer()), "bos_token_id": 0, "eos_token_id": 0, **TINY[family], **changes}
     config = AutoConfig.for_model(family, initializer_range=0.2, **shape)
@@ -91,6 +91,9 @@ def tiny(family: str = "gpt2", dtype: torch.dtype = torch.float64, seed: int = 0
         for layer in lm.layers:
             gain = part(layer, lm.anatomy.mlp_norm).weight.data
             gain += torch.rand(gain.shape).to(dtype) - 0.5
+    for beside in (part(model, lm.anatomy.norm), model.get_output_embeddings()):  # else gains are 1 and biases 0: nobody would miss them
+        for vector in (v for v in (getattr(beside, "weight", None), getattr(beside, "bias", None)) if v is not None and v.dim() == 1):
+            vector.data += 0.5 * (torch.rand(vector.shape).to(dtype) - 0.5)
     return lm
 
 

@@ -96,12 +96,18 @@ def test_a_file_that_is_not_there_is_named_with_its_neighbour(tmp_path: Path, ca
         (["--set", "stepps=3"], "--set: unknown setting 'stepps', did you mean 'steps'?"),
         (["--set", "steps=many"], "setting 'steps': cannot read 'many' as int. Fix: "),
         (["--set", "clamp=-1"], "setting 'clamp': must be above zero, not -1.0. Fix: "),
-        (["--layers", "2,1"], "setting 'layers': layers must ascend and not repeat, not [2, 1]. Fix: "),
+        (["--layers", "2,1"], "setting 'layers': layers are counted from 0, ascend and do not repeat, not [2, 1]. Fix: "),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named(tmp_path: Path, capsys, options: list[str], message: str):
     requests = [rows_file(tmp_path, GOOD), "--model", str(demo.model_path())]
     assert message in refused(capsys, *requests, "--out", str(tmp_path / "out"), *options)
+
+
+def test_half_precision_is_refused_with_the_reason(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["edit", "--dtype", "float16"])
+    assert "--dtype: float16 ends at 65504, which hidden states of many models pass (NaN): use bfloat16" in capsys.readouterr().err
 
 
 def test_requests_without_a_model_are_refused(tmp_path: Path, capsys):

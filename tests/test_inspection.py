@@ -45,6 +45,7 @@ def test_what_structure_alone_finds_is_what_the_table_says(family):
         ("phi", "mlp.fc2", "model.final_layernorm"),
         ("starcoder2", "mlp.c_proj", "model.norm"),
         ("bloom", "mlp.dense_4h_to_h", "transformer.ln_f"),
+        ("opt", "fc2", "model.decoder.final_layer_norm"),
     ],
 )
 def test_an_unknown_family_gets_a_row_to_add(family, down, norm, tmp_path):
@@ -78,7 +79,10 @@ def test_a_proposed_row_is_python_that_makes_the_anatomy():
         ("qwen2_moe", "other experts for each token"),
         ("qwen3_moe", "other experts for each token"),
         ("gpt_oss", "other experts for each token"),
+        ("dbrx", "other experts for each token"),
         ("mamba", "no transformer layers"),
+        ("distilbert", "no causal language model of this family"),
+        ("cohere", "its logits are scaled"),
     ],
 )
 def test_an_unsupported_family_is_refused_with_the_reason(family, reason, tmp_path):
@@ -90,6 +94,11 @@ def test_quantised_weights_are_refused_with_the_way_out(tmp_path):
     packed = {"quant_method": "gptq", "bits": 4, "group_size": 128}
     found = inspect(saved(tmp_path, "llama", **TINY["llama"], quantization_config=packed))
     assert found.reason is not None and "quantised (gptq)" in found.reason
+
+
+def test_a_known_family_without_its_tokenizer_is_not_called_supported(tmp_path):
+    found = inspect(saved(tmp_path, "llama", **TINY["llama"], vocab_size=64))
+    assert found.known and found.reason is not None and "its tokenizer cannot be read" in found.reason
 
 
 def test_the_command_says_what_it_found(shell, tmp_path):

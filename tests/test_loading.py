@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from metake.anatomy import part
 from metake.demo import model_path
@@ -90,6 +90,26 @@ def test_a_tokenizer_of_another_model_is_refused(saved):
     lm = tiny("llama", torch.float32, vocab_size=1000)
     lm.save(saved)
     with pytest.raises(InputError, match=r"makes tokens up to 8191, the model knows those below 1000.*was trained with"):
+        load_model(saved)
+
+
+def test_a_tokenizer_without_the_tokens_that_the_model_ends_a_text_with_is_refused(saved):
+    change(saved, eos_token_id=50256)
+    with pytest.raises(InputError, match=r"config's eos_token_id is 50256, and its tokenizer has 8192 tokens.*was trained with"):
+        load_model(saved)
+
+
+def test_special_tokens_beyond_the_embeddings_stand_in_no_text(saved):
+    """As Gemma 3's text models have one for images."""
+    tok = AutoTokenizer.from_pretrained(saved)
+    tok.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tok.save_pretrained(saved)
+    assert len(load_model(saved).tokenizer) == 8193
+
+
+def test_logits_that_the_model_scales_are_refused(saved):
+    change(saved, logit_scale=0.0625)
+    with pytest.raises(InputError, match=r"its logits are scaled \(logit_scale = 0.0625\), which is not done here"):
         load_model(saved)
 
 

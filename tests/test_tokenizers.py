@@ -1,10 +1,12 @@
 """Subjects, openings and contexts with the kinds of tokenizer that models bring, and in a chat.
 
-Each kind is trained here on the bundled text with the normaliser, pre-tokeniser and special tokens of the models it is named after.
+Two are published ones: GPT-2's byte-level BPE, and the SentencePiece BPE of a small Llama. The other kinds are trained here on the bundled
+text with the normaliser, pre-tokeniser and special tokens of the models they are named after.
 """
 
 from __future__ import annotations
 
+import gzip
 import unicodedata
 from functools import cache
 
@@ -18,6 +20,7 @@ from metake.editor import Editor
 from metake.errors import InputError
 from metake.evaluation.answers import ask
 from metake.prompts import CONTEXTS, context_ids, continuation, encode_prompt, place, prompt_ids
+from tests.conftest import ROOT
 from tests.models import SETTINGS, passages, request, statistics, tiny, tokenizer
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
@@ -46,7 +49,7 @@ def sentencepiece(prepend: bool) -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """A unigram SentencePiece model that lower layers of T5-like tools export."""
+    """SentencePiece's spaces as a pre-tokeniser, as newer exports have them."""
     made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -61,12 +64,20 @@ KINDS = {
     "gemma": (lambda: sentencepiece(False), "<s>"),
     "metaspace": (metaspace, "<s>"),
     "closing": (lambda: byte_level(False), "<s> … </s>"),
+    "gpt2, published": (None, ""),
+    "stories260k, published": (None, "<s>"),
 }
 
 
 @cache
 def made(kind: str) -> PreTrainedTokenizerFast:
     make, frame = KINDS[kind]
+    if make is None:
+        file = ROOT / f"tests/data/{kind.partition(',')[0]}-tokenizer.json.gz"
+        special = dict(
+            zip(("bos_token", "eos_token", "unk_token"), ["<s>", "</s>", "<unk>"] if frame else ["<|endoftext|>"] * 3, strict=True)
+        )
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(gzip.decompress(file.read_bytes()).decode()), **special)
     tok = make()
     alphabet = [f"<0x{i:02X}>" for i in range(256)] if kind in ("llama", "gemma", "metaspace") else pre_tokenizers.ByteLevel.alphabet()
     words = [a for a in alphabet if len(a) > 1]
@@ -199,13 +210,23 @@ def test_a_chat_is_edited_and_asked_as_a_chat():
     assert lm.tokenizer.decode(ids[0]) == "User: The mother tongue of Danielle Darrieux is\nAssistant: English"
 
 
+def test_where_a_model_can_think_first_the_answer_stands_after_no_thoughts():
+    """As Qwen3's template has it."""
+    tok = PreTrainedTokenizerFast(tokenizer_object=made("qwen").backend_tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tok.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+    )
+    assert tok.decode(prompt_ids(ChatTokenizer(tok), "The capital is")).endswith("The capital is</s><|assistant|><think></think>")
+
+
 def test_a_template_that_fails_is_an_input_error():
     tok = PreTrainedTokenizerFast(tokenizer_object=made("llama").backend_tokenizer)
     tok.chat_template = "{{ raise_exception('no user may speak') }}"
-    with pytest.raises(InputError, match=r"chat=True: its chat template fails: no user may speak"):
+    with pytest.raises(InputError, match=r"--chat: its chat template fails: no user may speak"):
         ChatTokenizer(tok)
 
 
 def test_a_tokenizer_without_a_template_cannot_chat():
-    with pytest.raises(InputError, match=r"chat=True: its tokenizer has no chat template.*instruct model"):
+    with pytest.raises(InputError, match=r"--chat: its tokenizer has no chat template.*instruct model"):
         ChatTokenizer(made("llama"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from metake import demo
 from tests.conftest import ROOT, Shell
 from tests.runs import home, requests_file, texts, weights
 
