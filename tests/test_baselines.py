@@ -198,7 +198,7 @@ def test_a_request_that_the_model_cannot_read_takes_no_part_in_fine_tuning():
 def test_every_method_edits_saves_replays_and_takes_back(method, tmp_path):
     """Two batches of the bundled model: the second one, written again from the first one's file, has the same bits."""
     lm, asked = bundled(), requests(5)
-    editor = Editor(lm, bundled_statistics(), make_settings(method, lm.config, layers="2,3", steps=4, covariance_weight=100))
+    editor = Editor(lm, bundled_statistics(), make_settings(method, lm.config, layers="2,3", steps=6, covariance_weight=100))
     held = {name: value.clone() for name, value in lm.hf.state_dict().items()}
     try:
         for i, batch in enumerate((asked[:3], asked[3:])):
