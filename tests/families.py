@@ -293,59 +293,7 @@ As `metake/anatomy.py` has it. Head and local attention are those of the small m
 {facts}
 
 `metake inspect MODEL` prints this for a model of yours, and proposes the row of a family that is not in the table. Mixtures of experts,
-encoders, encoder–decoders, models that scale their logits and quantised weights are refused with the reason.
-
-On one that is in the table, on one that is not, and on one that this method cannot serve (the last two a config of four layers beside the bundled
-tokenizer, 26 November 2026):
-
-```text
-$ metake inspect factlm-7m
-factlm-7m: family 'gpt2', supported
-
-            layers  6 in transformer.h
-   down-projection  mlp.c_proj, 1024 → 256, stored d_in × d_out
-norm after the MLP  none: what is written adds to the hidden state as it is
-        final norm  transformer.ln_f
-              head  tied to the embeddings, no bias
-            logits  as they are
-        embeddings  8192 tokens
-         attention  4 heads
-            window  none: every layer sees everything
-    context length  256 tokens
-        parameters  6,901,760
-         stored as  float16
-         tokenizer  8192 tokens; opens a text with no special token; no chat template
-            preset  factlm-7m: the bundled model. …
-    layers to edit  0, 1, 2
-            memory  at most 898 MiB in float32, 703 MiB in bfloat16 (batches of 100)
-
-$ metake inspect granite
-granite: family 'granite', not in the table of families. Its parts look like those below.
-To support it, add this row to FAMILIES in metake/anatomy.py and a small model of it to TINY in tests/models.py,
-then run python -m tests.families: it checks the row against the model as transformers runs it.
-
-    "granite": Anatomy(layers="model.layers", down="mlp.down_proj", norm="model.norm"),
-
-            layers  4 in model.layers
-   down-projection  mlp.down_proj, 64 → 32, stored d_out × d_in
-norm after the MLP  none: what is written adds to the hidden state as it is
-        final norm  model.norm
-              head  its own, no bias
-            logits  as they are
-        embeddings  8192 tokens
-         attention  4 heads, 2 of keys and values
-            window  none: every layer sees everything
-    context length  2048 tokens
-        parameters  561,440
-         stored as  unknown
-         tokenizer  8192 tokens; opens a text with no special token; no chat template
-            preset  none: layers by depth, the rest as in metake/settings.py
-    layers to edit  0, 1
-            memory  at most 561 MiB in float32, 553 MiB in bfloat16 (batches of 100)
-
-$ metake inspect mixtral
-mixtral: family 'mixtral', cannot be edited: a router picks other experts for each token, so a layer has no one down-projection whose input is the key
-```
+encoders, encoder–decoders, models that scale their logits and quantised weights are refused with the reason: [inspect.md](inspect.md).
 
 ## Contracts
 
@@ -415,8 +363,8 @@ memory beside it, have tests of their own, which are skipped where there are non
 anything is loaded the estimate is compared with the budget, and as few tokens go through the model at once as that takes (64 at the
 least), which a line says. What else the estimate holds cannot be made smaller that way: where it does not fit, the run is refused with
 the table of parts and what helps. With `--device-map` the weights are not counted, because accelerate has its own measure for them. The
-estimate leaves out what the libraries take themselves, about half a gigabyte. No artefact's name depends on the budget. `metake tune` takes neither
-a budget nor a device map.
+estimate leaves out what the libraries take themselves, about half a gigabyte. No artefact's name depends on the budget. `metake tune`
+takes neither a budget nor a device map.
 
 MEMORY
 
