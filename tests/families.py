@@ -366,7 +366,16 @@ the table of parts and what helps. With `--device-map` the weights are not count
 estimate leaves out what the libraries take themselves, about half a gigabyte. No artefact's name depends on the budget. `metake tune`
 takes neither a budget nor a device map.
 
-MEMORY
+Peaks beside the estimate, `python benchmarks/memory.py` (its first five models), 26 November 2026, on a busy machine. Qwen2's shape has
+random weights; *peak* is the largest resident set of `metake edit`, in several runs, less the 455 MiB of the libraries:
+
+| model | estimate, in all | peak |
+| --- | --- | --- |
+| bundled, 100 requests | 898 MiB | 674 to 759 MiB |
+| bundled, 100 requests, `alphaedit` | 843 MiB | 585 to 850 MiB |
+| Qwen2 0.5B, float32, 8 requests | 12.2 GiB | 7.3 GiB; 12.3 GiB with the whole held-out text |
+| Qwen2 0.5B, float32, 8 requests, `alphaedit` | 12.2 GiB | 7.5 GiB |
+| Qwen2 0.5B, float32, 8 requests, `--memory-budget 6GiB` | 6 GiB or less | 5.2 GiB |
 
 ## A norm after the MLP
 
