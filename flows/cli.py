@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.commands import register
-from flows.home import add_home, options_of, record_of, store_of
+from flows.home import add_home, options_of, record_of
 from metake.errors import InputError, MetaKEError
 from storage.errors import StorageError
 
@@ -227,13 +227,11 @@ def edit_here(asked: dict[str, Any], given: argparse.Namespace) -> None:
     """
     from flows.job import Job
     from flows.progress import REPORTER, for_terminal
-    from flows.runtime import PrefectServer, check_server, tune_allocator
+    from flows.runtime import PrefectServer, check_places, tune_allocator
 
     job = Job.make(**asked)
     found = job.check()
-    store_of(job.home).probe()
-    if url := os.environ.get("PREFECT_API_URL"):
-        check_server(url)
+    check_places(job.home)
     if given.memory:
         from flows.inspect import memory_text
 

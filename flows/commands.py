@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,15 +250,13 @@ def run_compare(given: argparse.Namespace) -> int:
     from flows.cli import asked_of, end_in_order
     from flows.job import Job
     from flows.progress import REPORTER, for_terminal
-    from flows.runtime import PrefectServer, check_server, tune_allocator
+    from flows.runtime import PrefectServer, check_places, tune_allocator
 
     asked = asked_of(given, "methods")
     methods = [method.strip() for method in given.methods.split(",")]
     for method in methods:
         Job.make(**{**asked, "method": method}).check()
-    store_of(given.home).probe()
-    if url := os.environ.get("PREFECT_API_URL"):
-        check_server(url)
+    check_places(given.home)
     tune_allocator()
     server = PrefectServer(verbose=given.verbose)
     end_in_order()

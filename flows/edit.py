@@ -80,9 +80,9 @@ def edit(
         evaluate: Measure before, at write and after.
         wait: Wait for another run that writes to the same folder, instead of refusing.
     """
-    here = str(flow_run.id)
-    run = CONTINUES.get() or Continuation(here, None)
-    job = Job.make(**flow_run.parameters) if CONTINUES.get() else retried(Job.make(**flow_run.parameters), here)
+    job, here, run = Job.make(**flow_run.parameters), str(flow_run.id), CONTINUES.get()
+    if run is None:
+        job, run = retried(job, here), Continuation(here, None)
     bench = Workbench(job, run_id=run.run_id, name=str(flow_run.name), reporter=REPORTER.get(), force=run.force)
     bench.say = say = _saying(bench)
     bench.store.probe()

@@ -65,6 +65,19 @@ def check_server(url: str) -> None:
         raise InputError(f"the server at {url} is Prefect {server}, this is {ours}", place=place, fix="use the same major version on both")
 
 
+def check_places(home: str) -> None:
+    """Looks whether a run's store can be written to and its server answers, before anything is computed.
+
+    Raises:
+        StoreUnusable, InputError: it cannot (`storage`, `check_server`).
+    """
+    from flows.home import store_of
+
+    store_of(home).probe()
+    if url := os.environ.get("PREFECT_API_URL"):
+        check_server(url)
+
+
 class PrefectServer:
     """The server that this process reports to: the one Prefect is set to use, else a short-lived one of our own (`flows.server`).
 

@@ -58,12 +58,12 @@ def test_freed_memory_is_kept_only_where_the_user_did_not_choose(shell: Shell):
 
 
 @contextmanager
-def answering(text: str) -> Iterator[str]:
-    """A server that answers everything with the same JSON; its address."""
+def answering(text: str, password: str | None = None) -> Iterator[str]:
+    """A server that answers everything with the same JSON, or only those with the password; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200)
+            self.send_response(401 if password and self.headers["Authorization"] != f"Basic {password}" else 200)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -88,3 +88,11 @@ def test_a_server_that_cannot_be_talked_to_is_told_of():
         check_server(url)
     with pytest.raises(InputError, match=r"nothing answers at http://127\.0\.0\.1:9/api.*prefect server start"):
         check_server("http://127.0.0.1:9/api")
+
+
+def test_a_server_that_wants_a_password_gets_it_or_says_so(monkeypatch):
+    with answering(f'"{metadata.version("prefect")}"', password="bWU6c2VjcmV0") as url:  # me:secret
+        with pytest.raises(InputError, match=r"wants a password.*PREFECT_API_AUTH_STRING"):
+            check_server(url)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+        check_server(url)
