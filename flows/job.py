@@ -13,17 +13,16 @@ from typing import Any
 from metake import demo
 from metake.errors import InputError
 from metake.requests import RequestSet, read_requests
-from metake.settings import METHODS, Settings, check_match, preset_settings, read_preset
+from metake.settings import HALF, METHODS, WHY_NOT_HALF, Settings, check_match, preset_settings, read_preset
 
 READ, MADE = ("requests", "model", "corpus", "heldout"), ("home", "out")  # paths among the arguments
 MARKER = "metake.json"  # a folder that holds it was made here and may be replaced
-HALF = ("float16", "fp16", "half")
 
 
 def read_dtype(text: str) -> str:
     """The value of `--dtype`. Raises ArgumentTypeError, with the reason, for half precision."""
     if text in HALF:
-        raise argparse.ArgumentTypeError(f"{text} ends at 65504, which hidden states of many models pass (NaN): use bfloat16 or float32")
+        raise argparse.ArgumentTypeError(f"not {text}: {WHY_NOT_HALF}; use bfloat16 or float32")
     return text
 
 

@@ -115,8 +115,8 @@ def bos_habit(tokenizer: Any) -> str:
     return said + (f", closes it with {' '.join(closing)}, which is left out of prompts" if closing else "")
 
 
-#: Kinds of quantisation that transformers can take back, in whole or in the newer releases.
-UNDONE = ("bitsandbytes", "higgs", "fp8", "mxfp4", "finegrained_fp8")
+#: Kinds of quantisation that transformers can take back (`_dequantize` in transformers/quantizers).
+UNDONE = ("bitsandbytes", "higgs")
 
 
 # -- checks --------------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from metake.chat import ChatTokenizer
 from metake.errors import InputError
 from metake.loading import check_quantisation, check_vocabulary, check_weights, read_config, read_tokenizer, reading, where
 from metake.placement import SHARD, DeviceMap, ToSave, Weights, check_map, complete
+from metake.settings import HALF, WHY_NOT_HALF
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -345,7 +346,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
-        reason = ": its range ends at 65504, which hidden states of many models pass (NaN)" if dtype in ("float16", "fp16", "half") else ""
+        reason = f": {WHY_NOT_HALF}" if dtype in HALF else ""
         raise InputError(f"unknown dtype '{dtype}'{reason}", place="--dtype", fix=f"use one of {', '.join(DTYPES)}")
     if device_map is not None:
         check_map(device_map)

@@ -11,6 +11,10 @@ from typing import Any
 
 from metake.errors import InputError
 
+#: Precisions that are refused, and why.
+HALF = ("float16", "fp16", "half")
+WHY_NOT_HALF = "its range ends at 65504, which hidden states of many models pass (NaN)"
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -107,7 +107,10 @@ def test_an_option_that_cannot_be_used_is_named(tmp_path: Path, capsys, options:
 def test_half_precision_is_refused_with_the_reason(capsys):
     with pytest.raises(SystemExit):
         cli.run(["edit", "--dtype", "float16"])
-    assert "--dtype: float16 ends at 65504, which hidden states of many models pass (NaN): use bfloat16" in capsys.readouterr().err
+    assert (
+        "--dtype: not float16: its range ends at 65504, which hidden states of many models pass (NaN); use bfloat16"
+        in capsys.readouterr().err
+    )
 
 
 def test_requests_without_a_model_are_refused(tmp_path: Path, capsys):
