@@ -82,7 +82,7 @@ def arguments(name: str, folder: Path) -> list[str]:
     """The edit of one model, which is made in the folder."""
     shape, dtype, requests, options = MODELS[name]
     settings = [word for text in SETTINGS for word in ("--set", text)]
-    with gzip.open(demo.heldout_text_path(), "rt", encoding="utf-8") as text:  # few passages are as wide as many
+    with gzip.open(demo.heldout_text_path(), "rt", encoding="utf-8") as text:  # all of it takes an hour, and holds more
         (folder / "heldout.txt").write_text("".join(line for line, _ in zip(text, range(20), strict=False)), encoding="utf-8")
     settings += ["--heldout", str(folder / "heldout.txt")]
     words = [str(demo.requests_path()), "--model", str(saved(shape, dtype, folder / "model")), "--dtype", dtype, "--limit", str(requests)]

@@ -373,7 +373,7 @@ random weights; *peak* is the largest resident set of `metake edit`, in several 
 | --- | --- | --- |
 | bundled, 100 requests | 898 MiB | 674 to 759 MiB |
 | bundled, 100 requests, `alphaedit` | 843 MiB | 585 to 850 MiB |
-| Qwen2 0.5B, float32, 8 requests | 12.2 GiB | 7.3 GiB; 12.3 GiB with the whole held-out text |
+| Qwen2 0.5B, float32, 8 requests | 12.2 GiB | 7.3 GiB; 12.3 GiB with all held-out text, read off once |
 | Qwen2 0.5B, float32, 8 requests, `alphaedit` | 12.2 GiB | 7.5 GiB |
 | Qwen2 0.5B, float32, 8 requests, `--memory-budget 6GiB` | 6 GiB or less | 5.2 GiB |
 

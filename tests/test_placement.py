@@ -209,7 +209,7 @@ def test_a_device_beside_a_map_is_refused(tmp_path):
 
 # -- on other devices than the CPU --------------------------------------------------------------------------------------------------------
 @pytest.mark.skipif(not (shutil.which("c++") and shutil.which("ninja")), reason="needs a C++ compiler and ninja")
-def test_two_devices_with_memories_of_their_own_do_what_one_does(tmp_path):
+def test_two_devices_with_memories_of_their_own_do_what_one_does():
     """Without a GPU: tensors of different stand-in devices (`tests/devices`) in one operation are an error, as on GPUs."""
     done = subprocess.run([sys.executable, "-m", "tests.devices"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -156,6 +156,13 @@ def test_learning_lowers_every_loss():
     assert all(s["planned"] == 0 for s in start), "one look, no step"
 
 
+def test_sgd_steps_against_the_gradient():
+    lm, asked = tiny(), requests(4)
+    settings = replace(SETTINGS, proxy="none", weight_decay=0.0, write_cost=0.0, optimizer="sgd", learning_rate=1e-3, steps=2, clamp=1e6)
+    _, gradient = Problem(lm, asked, settings).losses(torch.zeros(4, 32, dtype=torch.float64))
+    assert relative_error(learned(settings, asked, lm).planned.double(), -1e-3 * gradient.T) < 1e-5
+
+
 def test_what_is_predicted_is_the_plan_through_the_gate():
     lm, asked = tiny(), requests(4)
     editor, targets = Editor(lm, statistics(), SETTINGS), learned(SETTINGS, asked, lm)

@@ -72,6 +72,8 @@ def test_prefect_shows_every_stage(first, prefect_home: Path):
     with sqlite3.connect(prefect_home / "prefect.db") as database:
         states = dict(database.execute("SELECT name, state_name FROM task_run WHERE flow_run_id = ?", [run_id]).fetchall())
         flow = database.execute("SELECT state_name FROM flow_run WHERE id = ?", [run_id]).fetchone()
+        shown = dict(database.execute("SELECT key, type FROM artifact WHERE flow_run_id = ?", [run_id]).fetchall())
+    assert shown == {"batches": "progress", "edit-result": "table", "model-card": "markdown", "report": "markdown"}
     assert flow == ("Completed",)
     assert {"prepare", "statistics", "targets 0001", "write 0001", "evaluate before 0000", "perplexity after", "publish"} <= set(states)
     assert (

@@ -150,7 +150,7 @@ def test_a_cancelled_run_stops_its_workers_and_goes_on_when_prefect_retries_it(
     assert ask(here, home, "SELECT status FROM runs") == [{"status": "completed"}]
 
 
-def test_a_worker_with_other_code_refuses_its_share(server, tmp_path: Path):
+def test_a_worker_with_other_code_refuses_its_share(server):
     here, _ = server
     with temporary_settings({PREFECT_API_URL: here.env["PREFECT_API_URL"]}):
         given = {"arguments": {}, "run_id": "r", "name": "r", "attempt": 1, "plan": "p", "parts": []}
