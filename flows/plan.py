@@ -133,8 +133,8 @@ def _tokens_to_read(bench: Workbench) -> int:
 def _gates(bench: Workbench, statistics: Statistics) -> tuple[list[Gate], dict[str, float]]:
     """The gate of each request, and the seconds that one batch's keys and one look at its loss take."""
     from metake.editor import Editor
-    from metake.targets import Problem
-    from metake.write import KeyRows
+    from metake.keys import KeyRows
+    from metake.problem import Problem
 
     s, lm = bench.plan.settings, bench.lm
     editor, gates, seconds = Editor(lm, statistics, s), [], {}

@@ -53,10 +53,11 @@ def _no_target(e: Explanation) -> list[str]:
     if d.target is None:
         said = f"Fine-tuning has no target to put in: it trains the weight itself, and the trained weight says {_quoted(d.at_write)}."
         return [said, _learning(e), f"No weight may change by more than ε = {s.weight_bound:g}, in {s.steps} steps at most."]
+    if e.edit["stop_reason"] == "diverged":
+        others = f"What other facts of the same write do at its subject, {number(d.lengths.realised)}, makes of it {_quoted(d.at_write)}."
+        return ["Learning it diverged: its plan was set to zero, and nothing was written for it.", others]
     said = f"Even with the target that was learned put in at the subject, the model says {_quoted(d.target)}."
     opened = [f"So it does with a target learned alone and with the gate open: {_quoted(d.open_target)}."] if d.open_target else []
-    if e.edit["stop_reason"] == "diverged":
-        return [said, "Learning it diverged; its plan was set to zero and nothing was written for it."]
     return [said, *opened, _learning(e), _room_to_move(e)]
 
 
@@ -144,6 +145,8 @@ def _helps(said: Said) -> str:
 def _kept(e: Explanation) -> list[str]:
     d = e.diagnosis
     already = ["The model said so before the write."] if d.before.holds else []
+    if e.edit["stop_reason"] == "diverged" and d.target is not None:
+        already.append("Learning it diverged, so nothing was written for it: other facts of the same write are why it holds.")
     last = d.later[-1].said if d.later else d.at_write
     after = f"; after {count(len(d.later), 'later batch', 'later batches')}: {_quoted(last)}" if d.later else ""
     between = [f"In between it did not hold, first after batch {d.loss.batch}."] if d.loss else []

@@ -1,6 +1,6 @@
 """Baselines that are more than a choice of A: BLUE's two targets, ROME's one request at a time, fine-tuning of the weight itself.
 
-All of them share the objective of `targets`, the keys of `write` and the update file of `delta`, and answer to the same three calls,
+All of them share the objective of `targets`, the keys of `keys` and the update file of `delta`, and answer to the same three calls,
 ``editor.targets → editor.write → editor.apply``. MEMIT, AlphaEdit and the iterated open loop need nothing from here: they are settings.
 
 BLUE (allocation ``ends``; arXiv 2502.03748, and the authors' code) does not divide a residual between layers at all. At the first edited
@@ -34,18 +34,17 @@ from torch.nn.functional import log_softmax
 
 from metake.delta import Delta, LayerDelta
 from metake.joint import Batch
+from metake.keys import KeyRows
 from metake.model import LanguageModel
 from metake.prompts import by_budget, continuation, lay_out, prompt_ids
 from metake.requests import Request
 from metake.settings import Settings
 from metake.solvers import solve_exactly
-from metake.targets import OPTIMIZERS, Targets
-from metake.write import KeyRows, write_layers
+from metake.targets import OPTIMIZERS, Progress, Targets
+from metake.write import write_layers
 
 if TYPE_CHECKING:
     from metake.editor import Editor
-
-Progress = Callable[[int, int], None] | None
 
 
 def targets_of(settings: Settings) -> Callable[..., Targets] | None:
@@ -122,7 +121,8 @@ def one_by_one_targets(editor: Editor, requests: Sequence[Request], together_wit
         r = torch.cat([r, editor.lm.before_norm(layer, keys[:, i : i + 1], made[-1].planned.to(r))], 1)
         if progress:
             progress(i + 1, len(requests))
-    return Targets.join(made)
+    joined = Targets.join(made)
+    return replace(joined, diagnostics=[{**d, "gate": 1.0} for d in joined.diagnostics])  # its constraint is exact
 
 
 def _exact(editor: Editor, rows: KeyRows, planned: Tensor) -> Delta:

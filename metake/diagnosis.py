@@ -25,9 +25,10 @@ from torch import Tensor
 from metake.delta import Delta
 from metake.model import Change, LanguageModel
 from metake.probe import Probe, Said, prompts_of
+from metake.problem import Problem
 from metake.requests import Request
 from metake.settings import Settings
-from metake.targets import Learner, Problem, Targets
+from metake.targets import Learner, Targets
 
 NO_TARGET = "target not found"
 NO_ROOM = "no room in the gate"
@@ -47,7 +48,7 @@ class Lengths:
         hidden: ‖h‖. planned, predicted, realised: ‖R‖, ‖R̂‖ and how far the written model moved h.
         share: what of the target was realised along it, ⟨realised, R̂⟩ / ‖R̂‖².
         aside: length of what was realised across the target: what other facts of the same write put there.
-        proxy_error: ‖R̂ − realised‖ / ‖R̂‖.
+        proxy_error: ‖R̂ − realised‖ / ‖R̂‖; None where R̂ is zero.
         clamped, capped: R̂ fills nine tenths of the trust region c‖h‖ or more; R of the cap c_max‖h‖. Only words hang on these.
     """
 
@@ -211,7 +212,7 @@ def diagnose(
     seen, loss = _follow(probe, at_write[0], shift, own, column, later)
     after = probe.all(prompts) if seen else at_write
     return Diagnosis(
-        verdict=_verdict(at_write[0], after[0], realised, **tested),
+        verdict=_verdict(at_write[0], after[0], realised, **tested, diverged=_diverged(targets)),
         before=before[0],
         realised=realised,
         at_write=at_write[0],
@@ -256,6 +257,8 @@ def _tested(probe: Probe, targets: Targets, shift: Tensor, realised: Said, setti
         return found
     predicted = _last(targets.predicted, shift)
     found["target"] = target = probe.says(predicted)
+    if _diverged(targets):
+        return found
     if not target.holds and (settings.proxy != "none" or settings.rounds > 1):
         found["open_target"] = probe.says(_open_target(probe.lm, probe.request, settings))
     if target.holds and not realised.holds:
@@ -284,9 +287,18 @@ def _holds(said: Said | None) -> bool:
     return said is not None and said.holds
 
 
-def _verdict(at_write: Said, after: Said, realised: Said, target: Said | None, open_target: Said | None, along: Said | None) -> str:
+def _diverged(targets: Targets) -> bool:
+    """Whether learning went wrong: then there is no target, and what the write does at this key is all of other facts' doing."""
+    return targets.diagnostics[0].get("stop_reason") == "diverged"
+
+
+def _verdict(
+    at_write: Said, after: Said, realised: Said, target: Said | None, open_target: Said | None, along: Said | None, *, diverged: bool
+) -> str:
     if at_write.holds:
         return KEPT if after.holds else LOST
+    if diverged:
+        return NO_TARGET
     if realised.holds or _holds(along):
         return DISTURBED
     return NO_ROOM if _holds(target) or _holds(open_target) else NO_TARGET
@@ -306,7 +318,7 @@ def _lengths(hidden: Tensor, shift: Tensor, targets: Targets, settings: Settings
         predicted=float(predicted.norm()),
         share=share,
         aside=float((shift - share * predicted).norm()),
-        proxy_error=float((predicted - shift).norm() / predicted.norm().clamp_min(1e-12)),
+        proxy_error=float((predicted - shift).norm() / predicted.norm()) if bool(predicted.any()) else None,
         clamped=float(predicted.norm()) >= NEAR * settings.clamp * size,
         capped=float(planned.norm()) >= NEAR * settings.amplification * size,
     )

@@ -11,7 +11,8 @@ editor.apply(delta)                       # now the model and the memory have mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -21,22 +22,20 @@ from torch import Tensor
 from metake import baselines
 from metake.delta import Delta
 from metake.errors import InputError
-from metake.gate import proxy_gate, write_cost
 from metake.joint import Batch, JointKeys
+from metake.keys import KeyRows, bystander_keys
 from metake.model import Factors, LanguageModel
 from metake.placement import check_resident
+from metake.problem import Problem
 from metake.requests import Request
 from metake.restraints import corrections_of, restrained
 from metake.settings import Settings
-from metake.solvers import CovariancePrior, Memory, NullSpacePrior, Prior, Projector, solve
+from metake.solvers import CovariancePrior, Memory, NullSpacePrior, Prior, Projector
 from metake.statistics import Statistics
-from metake.targets import Learner, Problem, Targets
-from metake.write import KeyRows, bystander_keys, shares_of, write_layers
+from metake.targets import Progress, Targets, learn
 
 #: Changes when the numbers that the method produces may change; part of every artefact's identity.
 METHOD_VERSION = 2
-
-Progress = Callable[[int, int], None] | None
 
 
 class Editor:
@@ -90,28 +89,17 @@ class Editor:
         Args:
             together_with: other batches that will be written in the same joint solve (simultaneous mode): their keys enter A. They are
                 read once and kept until the model is edited (`joint.JointKeys`).
+
+        Raises:
+            InputError: there are no requests.
+            NumericalError: a factorisation fails.
         """
+        if not requests:
+            raise InputError("there is nothing to learn: the batch has no requests", fix="give at least one")
         if own := baselines.targets_of(self.settings):
             return own(self, requests, together_with, progress)
-        s, layers = self.settings, self.settings.layers
-        problem = Problem(self.lm, requests, s)
-        hidden, keys = problem.hidden, problem.keys()
-        sound = torch.stack([k.isfinite().all(0) for k in keys.values()]).all(0)
-        keys = {l: torch.where(sound, k, 0.0) for l, k in keys.items()}  # a request that the model itself cannot read is written nowhere
-        priors = self.around(requests, together_with)
-        writes = [solve(keys[l], priors[l]) for l in layers]
-        gate = proxy_gate(writes, shares_of(layers), proxy=s.proxy, coupling=s.coupling)
-        charged = s.write_cost or s.size_cost or s.memory_cost
-        cost = write_cost(writes, shares_of(layers), map(self._charge, layers)) if charged else None
-        learner = Learner(hidden, gate, cost, s, sound)
-        for round_, steps in enumerate(_split(s.steps, s.rounds)):
-            if round_:
-                rewriting = problem.rewriting()
-                delta, realised = write_layers(rewriting, hidden.T, learner.planned, priors)
-                problem = rewriting.done(delta.factors)
-                learner.relinearise(realised)
-            learner.run(problem, steps, _offset(progress, round_ * (s.steps // s.rounds), s.steps))
-        return learner.targets()
+        problem = Problem(self.lm, requests, self.settings)
+        return learn(problem, self.around(requests, together_with), self._charge, self.settings, progress)
 
     def _charge(self, layer: int) -> Tensor:
         """ω_E C₀ + ω_U I + ω_M M of a layer, (d_in, d_in) float64: what its part of the write is charged for in the upper level."""
@@ -148,9 +136,9 @@ class Editor:
         if s.restraint != "none":
             delta = restrained(delta, self.lm, s, self._corrections)
             realised = rows.hidden(s.layers[-1], delta.changes) - hidden
-        error = (predicted - realised).norm(dim=0) / predicted.norm(dim=0).clamp_min(1e-12)
+        error = (predicted - realised).norm(dim=0) / predicted.norm(dim=0)
         found = zip(realised.norm(dim=0).tolist(), error.tolist(), delta.diagnostics or [{}] * len(requests), strict=True)
-        diagnostics = [{"realised": r, "proxy_error": e, **own} for r, e, own in found]
+        diagnostics = [{"realised": _finite(r), "proxy_error": _finite(e), **own} for r, e, own in found]
         metadata = delta.metadata | {
             "method_version": METHOD_VERSION,
             "settings": self.settings.to_dict(),
@@ -182,11 +170,6 @@ class Editor:
         return {l: p.memory for l, p in self.priors.items()}
 
 
-def _split(steps: int, rounds: int) -> list[int]:
-    """Steps of each round, the remainder to the last."""
-    each = steps // rounds
-    return [each] * (rounds - 1) + [steps - each * (rounds - 1)]
-
-
-def _offset(progress: Progress, done: int, total: int) -> Progress:
-    return None if progress is None else lambda step, _: progress(done + step, total)
+def _finite(value: float) -> float | None:
+    """None for what cannot be said: a request that the model cannot read is nowhere, and nothing is predicted of one that diverged."""
+    return value if math.isfinite(value) else None

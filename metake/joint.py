@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metake.keys import KeyRows, bystander_keys
 from metake.model import LanguageModel
 from metake.requests import Request
-from metake.write import KeyRows, bystander_keys
 
 Batch = tuple[Request, ...]
 

@@ -136,7 +136,8 @@ class Settings:
         """The same settings with only those layers that the allocation writes.
 
         Raises:
-            InputError: a solver that writes one layer, once, with an allocation over several, more rounds, or a change of its formula.
+            InputError: a solver that writes one layer, once, with an allocation over several, more rounds, a change of its formula, or a
+                gate or cost of another; a restraint or a cost without what it restrains or charges for.
         """
         if self.solver != "ridge" and (self.allocation != "last" or self.rounds > 1 or self.bystanders):
             raise InputError(
@@ -145,6 +146,19 @@ class Settings:
                 place="setting 'solver'",
                 fix="set allocation=last, rounds=1 and bystanders=0",
             )
+        charged = [name for name in ("write_cost", "size_cost", "memory_cost") if getattr(self, name)]
+        if self.solver != "ridge" and (self.proxy != "none" or charged):
+            given = ", ".join([*([f"proxy={self.proxy}"] if self.proxy != "none" else []), *charged])
+            raise InputError(
+                f"'{self.solver}' has no gate and no cost of its own, and would be planned for by those of a ridge solve ({given})",
+                place="setting 'solver'",
+                fix="set proxy=none, write_cost=0, size_cost=0 and memory_cost=0",
+            )
+        if self.memory_cost and not self.remember:
+            raise InputError("charges for earlier edits, and none are remembered", place="setting 'memory_cost'", fix="set remember=true")
+        if self.solver == "descent" and self.restraint == "singular_values":
+            problem = "'singular_values' restrains a sum of closed-form writes, and fine-tuning makes none"
+            raise InputError(problem, place="setting 'restraint'", fix="set restraint=relative_change or none")
         first, last = self.layers[:1], self.layers[-1:]
         written = {"spread": self.layers, "last": last, "ends": first if first == last else first + last}[self.allocation]
         return replace(self, layers=written)

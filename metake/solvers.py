@@ -18,7 +18,8 @@ positive definite system. All of them are then one formula with different choice
 
     S = K̃ᵀ A⁻¹ K̃,     Q = A⁻¹ K̃ (I + S)⁻¹,     ΔW = R Qᵀ,     ΔW K = R G  with  G = K̃ᵀ Q = S (I + S)⁻¹
 
-and only n × n and N × N systems are factorised as long as those are the smaller ones. All of it is float64.
+so that where n < d_in only an n × n system is factorised besides A. AlphaEdit's A is one of N × N while N < d_in; with C₀ in it A is
+always d_in × d_in, factorised once for all writes on one memory. All of it is float64.
 
     ROME      (arXiv 2202.05262, eq. 2):   ΔW = (v − Wk)(C₀⁻¹k)ᵀ / (kᵀC₀⁻¹k)
 
@@ -27,6 +28,7 @@ is the same formula for one request whose constraint is exact: R = v − Wk, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -36,7 +38,7 @@ from torch import Tensor
 from metake.errors import NumericalError
 
 
-def factorise(matrix: Tensor, what: str) -> Tensor:
+def factorise(matrix: Tensor, what: str, fix: str = "raise the ridge") -> Tensor:
     """Lower Cholesky factor of a symmetric positive definite matrix.
 
     Raises:
@@ -53,7 +55,7 @@ def factorise(matrix: Tensor, what: str) -> Tensor:
     condition = float(spectrum[-1].abs() / spectrum[0].abs().clamp_min(torch.finfo(matrix.dtype).tiny))
     smallest = float(spectrum[0])
     raise NumericalError(
-        f"{what} is not positive definite: condition number {condition:.2e}, smallest eigenvalue {smallest:.2e}. Fix: raise the ridge"
+        f"{what} is not positive definite: condition number {condition:.2e}, smallest eigenvalue {smallest:.2e}. Fix: {fix}"
     )
 
 
@@ -176,7 +178,9 @@ class CovariancePrior:
 
     @cached_property
     def _factor(self) -> Tensor:
-        return factorise(self._matrix, "M + μC₀ + λI" if self.ridge else "M + μC₀")
+        if self.ridge:
+            return factorise(self._matrix, "M + μC₀ + λI")
+        return factorise(self._matrix, "M + μC₀", "read more text for the statistics (--tokens), or give A a ridge (prior=soft)")
 
     def inverse(self, x: Tensor) -> Tensor:
         """A⁻¹ x for x (d_in, n)."""
@@ -191,6 +195,27 @@ Prior = NullSpacePrior | CovariancePrior
 
 
 @dataclass(frozen=True)
+class System:
+    """A symmetric positive definite system that was solved: x → M x, x → M⁻¹x, and a vector (m, 1) that it is asked about."""
+
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    start: Tensor
+
+    def condition(self, steps: int = 8) -> float:
+        """‖M‖ ‖M⁻¹‖ from below, by the power method for both; 1 where there is nothing to solve."""
+        if not bool(self.start.norm() > 0):
+            return 1.0
+        large = small = self.start / self.start.norm()
+        top = bottom = self.start.new_ones(())
+        for _ in range(steps):
+            large, small = self.forward(large), self.inverse(small)
+            top, bottom = large.norm(), small.norm()
+            large, small = large / top, small / bottom
+        return max(1.0, float(top * bottom))
+
+
+@dataclass(frozen=True)
 class LayerWrite:
     """One layer's closed-form write: ΔW = R Qᵀ for any R.
 
@@ -198,35 +223,27 @@ class LayerWrite:
         keys: K (d_in, n) float64.
         q: Q (d_in, n) float64.
         residual: ‖(K̃K̃ᵀ + A) Q − K̃‖ / ‖K̃‖, how well the system was solved (of exact writes: the largest |kᵢᵀqᵢ − 1|).
-        condition: condition number, from below, of the matrix that was factorised (squared ratio of the factor's diagonal): I + S of
-            the dual, K̃K̃ᵀ + A of the primal.
+        systems: what was factorised for it: A and I + S of the dual, K̃K̃ᵀ + A of the primal, A of exact writes.
     """
 
     keys: Tensor
     q: Tensor
     residual: float
-    condition: float
+    systems: tuple[System, ...]
+
+    @cached_property
+    def condition(self) -> float:
+        """The largest condition number of the systems, from below."""
+        return max(system.condition() for system in self.systems)
 
     @cached_property
     def gate(self) -> Tensor:
-        """G = Kᵀ Q (n × n), symmetric, eigenvalues in [0, 1): the write realises R G of what R plans at these keys."""
+        """G = Kᵀ Q (n × n): the write realises R G of what R plans at these keys.
+
+        Symmetric, eigenvalues in [0, 1); of exact writes only its diagonal, of ones, is meant.
+        """
         gate = self.keys.T @ self.q
         return (gate + gate.T) / 2
-
-
-def solve_exactly(keys: Tensor, prior: Prior) -> LayerWrite:
-    """ROME's exact rank-one writes of requests that come one after another (arXiv 2202.05262, eq. 2): qᵢ = A⁻¹k̃ᵢ / (k̃ᵢᵀA⁻¹k̃ᵢ).
-
-    Write i moves W kᵢ by exactly rᵢ; with rᵢ planned on the model that the writes before it left, R Qᵀ is the sum of all of them.
-    A scale of A cancels. A key of zeros (a request that cannot be read) is not written.
-    """
-    keys = keys.double()
-    projected = prior.project(keys)
-    a_inv_k = prior.inverse(projected)
-    s = (projected * a_inv_k).sum(0)  # diagonal of S
-    q = torch.where(s > 0, a_inv_k / s, 0.0)
-    residual = float(((keys * q).sum(0) - 1)[s > 0].abs().max()) if bool((s > 0).any()) else 0.0
-    return LayerWrite(keys, q, residual, 1.0)
 
 
 def solve(keys: Tensor, prior: Prior) -> LayerWrite:
@@ -243,13 +260,36 @@ def solve(keys: Tensor, prior: Prior) -> LayerWrite:
     if n <= width:
         a_inv_k = prior.inverse(projected)  # A⁻¹K̃
         s = projected.T @ a_inv_k
-        factor = factorise((s + s.T) / 2 + torch.eye(n, dtype=s.dtype, device=s.device), "I + S")
+        dual = (s + s.T) / 2 + torch.eye(n, dtype=s.dtype, device=s.device)
+        factor = factorise(dual, "I + S")
         q = torch.cholesky_solve(a_inv_k.T, factor).T
+        inner = System(lambda x: dual @ x, lambda x: torch.cholesky_solve(x, factor), _start(dual))
+        systems = (System(prior.forward, prior.inverse, prior.project(_start(keys))), inner)
     else:
         whole = prior.extended(keys)
-        q, factor = whole.inverse(projected), whole._factor
-    diagonal = factor.diagonal()
-    condition = float((diagonal.max() / diagonal.min()) ** 2)
+        q = whole.inverse(projected)
+        systems = (System(whole.forward, whole.inverse, whole.project(_start(keys))),)
     left = projected @ (projected.T @ q) + prior.forward(q) - projected
     residual = float(left.norm() / projected.norm().clamp_min(1e-300))
-    return LayerWrite(keys, q, residual, condition)
+    return LayerWrite(keys, q, residual, systems)
+
+
+def solve_exactly(keys: Tensor, prior: Prior) -> LayerWrite:
+    """ROME's exact rank-one writes of requests that come one after another (arXiv 2202.05262, eq. 2): qᵢ = A⁻¹k̃ᵢ / (k̃ᵢᵀA⁻¹k̃ᵢ).
+
+    Write i moves W kᵢ by exactly rᵢ; with rᵢ planned on the model that the writes before it left, R Qᵀ is the sum of all of them.
+    A scale of A cancels. A key of zeros (a request that cannot be read) is not written.
+    """
+    keys = keys.double()
+    projected = prior.project(keys)
+    a_inv_k = prior.inverse(projected)
+    s = (projected * a_inv_k).sum(0)  # diagonal of S
+    q = torch.where(s > 0, a_inv_k / s, 0.0)
+    residual = float(((keys * q).sum(0) - 1)[s > 0].abs().max()) if bool((s > 0).any()) else 0.0
+    return LayerWrite(keys, q, residual, (System(prior.forward, prior.inverse, prior.project(_start(keys))),))
+
+
+def _start(like: Tensor) -> Tensor:
+    """A vector (rows of ``like``, 1) float64 that leans to no direction, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(like), 1, generator=generator, dtype=torch.float64).to(like.device)

@@ -27,13 +27,13 @@ from metake.editor import Editor
 from metake.errors import InputError
 from metake.evaluation import evaluate, summary
 from metake.evaluation.answers import ask
+from metake.keys import KeyRows
 from metake.model import LanguageModel
 from metake.requests import Neighbour, Request
 from metake.settings import Settings
 from metake.solvers import Projector
 from metake.statistics import Statistics, collect_statistics
 from metake.tracing import Trace, enough_noise, trace
-from metake.write import KeyRows
 
 METHODS = ("metake", "iterated", "alphaedit", "memit")  # what is tuned for: the others write by formulas of their own
 STILL, SHARE, GATE = 0.5, 0.05, 0.9

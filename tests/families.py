@@ -19,12 +19,12 @@ from metake.anatomy import FAMILIES
 from metake.delta import Delta
 from metake.editor import Editor
 from metake.evaluation.answers import ask
+from metake.keys import KeyRows
 from metake.model import LanguageModel, load_model, softcap_of
 from metake.passes import Contexts, capture, read
 from metake.placement import SHARD
 from metake.prompts import CONTEXTS, Encoded, context_ids, encode_prompt, lay_out, place, prompt_ids
 from metake.statistics import Statistics, collect_statistics
-from metake.write import KeyRows
 from tests.models import SETTINGS as SHORT
 from tests.models import passages, requests, tiny
 from tests.oracles import yardstick

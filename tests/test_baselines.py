@@ -8,12 +8,12 @@ import torch
 
 from metake.delta import Delta
 from metake.editor import Editor
+from metake.keys import KeyRows
 from metake.model import product
 from metake.prompts import continuation, prompt_ids
 from metake.settings import METHODS, make_settings
 from metake.statistics import Statistics, collect_statistics
 from metake.targets import Targets
-from metake.write import KeyRows
 from tests.models import SETTINGS, bundled, passages, requests, statistics, tiny
 from tests.oracles import relative_error, yardstick
 

@@ -9,10 +9,10 @@ import torch
 from metake.editor import Editor
 from metake.errors import InputError
 from metake.evaluation import evaluate, summary
+from metake.keys import KeyRows
 from metake.settings import make_settings
 from metake.statistics import Statistics, collect_statistics
 from metake.targets import Targets
-from metake.write import KeyRows
 from tests.models import SETTINGS, bundled, passages, requests, statistics, tiny
 from tests.oracles import relative_error, yardstick
 
@@ -190,3 +190,17 @@ def test_every_method_teaches_the_bundled_model_new_facts(method):
         editor.restore()
     assert after["efficacy_success"] >= before["efficacy_success"] + 0.3
     assert summary(evaluate(lm, asked)) == before
+
+
+@pytest.mark.parametrize("method", ["metake", "iterated", "alphaedit", "memit", "memit_blue", "rome"])
+def test_the_recorded_gate_is_what_the_write_lets_through_also_where_it_was_not_learned_through(method):
+    settings = replace(make_settings(method, tiny().config, steps=6), layers=(2,), allocation="last")
+    editor, asked = Editor(tiny(), statistics(), settings), requests(3)
+    targets = editor.targets(asked)
+    part = editor.write(asked, targets).layers[2]
+    assert [d["gate"] for d in targets.diagnostics] == pytest.approx((part.q * part.keys).sum(0).tolist(), abs=1e-5)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(InputError, match="the batch has no requests"):
+        Editor(tiny(), statistics(), SETTINGS).targets(())

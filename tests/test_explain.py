@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_every_method_can_be_explained(home, edited, method):
     layers = (1, 2) if method == "alphaedit_blue" else (2,)
     e = explain(home, edited(f"by {method}", method=method, layers=layers, evaluate=True, settings=settings), "1")
     d = e.diagnosis
-    assert (d.target is None) == (method == "ft") and explanation_text(e)
+    assert (d.target is None) == (method == "ft") == ("Fine-tuning has no target" in explanation_text(e))
     assert float(d.at_write.holds) == e.edit["at_write"]
     if method not in ("alphaedit_blue", "rome"):  # there the target was learned on a model that held a part of the update
         assert d.lengths.realised == pytest.approx(e.edit["realised"], rel=1e-3)
@@ -167,10 +168,45 @@ def test_the_record_tells_why_learning_ended(home, edited):
         edited(f"ends by {reason}", requests=str(known), limit=None, settings={"amplification": 1e4, **settings})
         (row,) = home.database.query("SELECT * FROM edit_history WHERE run = ?", [f"ends by {reason}"])
         assert row["stop_reason"] == reason
-        measured = ("gate", "planned", "predicted", "realised", "proxy_error", "steps")
+        measured = ("gate", "planned", "predicted", "realised", "steps")
         assert all(row[name] is not None for name in measured)
+        assert (row["proxy_error"] is None) == (row["predicted"] == 0)
     e = explain(home, "ends by diverged", "first")
-    assert e.diagnosis.lengths.planned == 0 and e.diagnosis.target is not None
+    assert (e.diagnosis.lengths.planned, e.diagnosis.lengths.predicted, e.diagnosis.lengths.proxy_error) == (0, 0, None)
+    assert e.diagnosis.verdict == diagnosis.KEPT and "Learning it diverged" in " ".join(words(e)), "the model said so before"
+
+
+def test_a_request_that_diverged_in_a_later_round_has_no_target_whatever_the_others_do_at_its_key(home, edited):
+    """Its plan of the first round was written in between, and moved its state."""
+    wild = {"rounds": 2, "learning_rate": 50, "clamp": 1e4, "amplification": 1e4, "write_cost": 0, "weight_decay": 5, "stop_loss": 0}
+    edited("wild", limit=16, batch_size=16, layers=(0, 1, 2), evaluate=True, settings=wild)
+    asked = "SELECT user_id, at_write FROM edit_history WHERE run = 'wild' AND stop_reason = 'diverged' AND steps > 6 ORDER BY at_write"
+    rows = home.database.query(asked).rows
+    for (name, holds), verdict in ((rows[0], diagnosis.NO_TARGET), (rows[-1], diagnosis.KEPT)):
+        e = explain(home, "wild", name)
+        assert float(e.diagnosis.at_write.holds) == holds and e.diagnosis.verdict == verdict
+        assert "Learning it diverged" in " ".join(words(e)) and e.diagnosis.lengths.predicted == 0 < e.diagnosis.lengths.realised
+
+
+def test_sentences_that_hang_on_one_measurement(home, edited):
+    """Each is said where that measurement is there, and not where it is not."""
+    e = explain(home, edited("kept again", settings={"clamp": 1.5}), "0")
+    d, yes, no = e.diagnosis, e.diagnosis.at_write, e.diagnosis.before
+    later = (diagnosis.Later(1, no, 1.0, -0.5), diagnosis.Later(2, yes, 1.0, 0.5))
+    cases = {
+        "In between it did not hold, first after batch 1.": {"later": later, "loss": diagnosis.Loss(1, yes, no, ())},
+        "write_cost = 2 held the plan back too": {"verdict": diagnosis.NO_ROOM},
+        "amplification 1.25 × ‖h‖: it could not ask for more": {
+            "verdict": diagnosis.NO_ROOM,
+            "lengths": replace(d.lengths, capped=True),
+        },
+        "Other facts of the same write put": {"verdict": diagnosis.DISTURBED, "realised": no, "along": yes},
+        "The prompt has no other token.": {"verdict": diagnosis.DISTURBED, "tokens": tuple(t for t in d.tokens if t.subject)},
+    }
+    e = replace(e, settings=replace(e.settings, write_cost=2.0, amplification=1.25))
+    for sentence, measured in cases.items():
+        assert sentence in " ".join(words(replace(e, diagnosis=replace(d, **measured))))
+        assert sentence not in " ".join(words(e))
 
 
 def test_names_that_are_not_known_are_answered_with_the_nearest(home, taken_back):

@@ -139,3 +139,17 @@ def test_methods_differ_in_nothing_but_their_own_choices():
 def test_settings_survive_json():
     settings = make_settings("metake", bundled().config, ridge=0.3)
     assert Settings().with_(**json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize(
+    "method, wrong, message",
+    [
+        ("rome", {"proxy": "final"}, "'exact' has no gate and no cost of its own.*proxy=final"),
+        ("ft", {"write_cost": 1}, "'descent' has no gate and no cost of its own.*write_cost"),
+        ("memit", {"memory_cost": 1}, "setting 'memory_cost': charges for earlier edits, and none are remembered"),
+        ("ft", {"restraint": "singular_values"}, "setting 'restraint': .*fine-tuning makes none"),
+    ],
+)
+def test_a_setting_that_could_do_nothing_is_refused(method, wrong, message):
+    with pytest.raises(InputError, match=message):
+        make_settings(method, deep(12), **wrong)

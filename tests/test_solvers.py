@@ -137,8 +137,32 @@ def test_a_matrix_that_is_not_positive_definite_is_an_error_with_its_condition_n
 
 def test_a_covariance_without_full_rank_is_an_error_with_its_condition_number():
     thin = random_keys(WIDTH, 3)
-    with pytest.raises(NumericalError, match=r"condition number .* Fix: raise the ridge"):
-        solve(random_keys(WIDTH, 2, seed=4), CovariancePrior(thin @ thin.T - torch.eye(WIDTH, dtype=torch.float64), 1.0))
+    moment = thin @ thin.T - torch.eye(WIDTH, dtype=torch.float64)
+    with pytest.raises(NumericalError, match=r"M \+ μC₀ is not .* condition number .* Fix: read more text .*prior=soft"):
+        solve(random_keys(WIDTH, 2, seed=4), CovariancePrior(moment, 1.0))
+    with pytest.raises(NumericalError, match=r"M \+ μC₀ \+ λI is not .* Fix: raise the ridge"):
+        solve(random_keys(WIDTH, 2, seed=4), CovariancePrior(moment, 1.0, 1e-9))
+
+
+@SIZES
+@MEMORIES
+@pytest.mark.parametrize("kind", ["null space", "covariance", "soft", "exact"])
+def test_the_condition_number_is_that_of_the_worst_system_that_was_factorised(n, earlier, kind):
+    values, vectors = random_spectrum(WIDTH)
+    values[-1] *= 1e6  # one direction that general text is full of
+    moment, keys, eye = (vectors * values) @ vectors.T, random_keys(WIDTH, n), torch.eye(WIDTH, dtype=torch.float64)
+    inside = vectors[:, :8]  # where AlphaEdit's A is asked about at all
+    if kind == "null space":
+        prior, dense = after(NullSpacePrior(Projector.near_null(values, vectors, 8.5), RIDGE), earlier)
+        a, k = inside.T @ dense @ inside + RIDGE * torch.eye(8, dtype=torch.float64), inside.T @ keys
+    else:
+        prior, dense = after(CovariancePrior(moment, MU, RIDGE if kind == "soft" else 0.0), earlier)
+        a, k = dense + MU * moment + (RIDGE * eye if kind == "soft" else 0), keys
+    found = (solve_exactly if kind == "exact" else solve)(keys, prior).condition
+    dual = torch.eye(n, dtype=torch.float64) + k.T @ torch.linalg.solve(a, k)
+    systems = [a] if kind == "exact" else [k @ k.T + a] if n > WIDTH else [a, dual]
+    wanted = max(float(torch.linalg.cond(m)) for m in systems)
+    assert 0.7 * wanted < found < wanted * (1 + 1e-6)
 
 
 def test_keys_that_are_not_finite_are_an_error():

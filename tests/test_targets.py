@@ -8,11 +8,12 @@ from torch import Tensor
 
 from metake.editor import Editor
 from metake.gate import proxy_gate, write_cost
+from metake.keys import KeyRows
+from metake.problem import Problem
 from metake.settings import Settings, make_settings
 from metake.solvers import solve
 from metake.statistics import collect_statistics
-from metake.targets import Learner, Problem, Targets
-from metake.write import KeyRows
+from metake.targets import Learner, Targets
 from tests.models import SETTINGS, bundled, bundled_requests, passages, request, requests, statistics, tiny
 from tests.oracles import alphaedit, memit, memory_of, random_keys, relative_error, yardstick
 
@@ -143,7 +144,7 @@ def test_learning_together_is_learning_one_request_at_a_time(proxy, coupling):
     settings = replace(SETTINGS, proxy=proxy, coupling=coupling, steps=8, clamp=0.5)
     together = learned(settings, asked, lm)
     for i, r in enumerate(asked):
-        alone = yardstick.learn(lm, r, settings, gate=together.diagnostics[i]["gate"])
+        alone = yardstick.learn(lm, r, settings, gate=1.0 if proxy == "none" else together.diagnostics[i]["gate"])
         assert relative_error(together.planned[:, i].double(), alone.planned) < 1e-5
         assert together.diagnostics[i]["final_loss"] == pytest.approx(alone.losses[-1], rel=1e-5)
         assert together.diagnostics[i]["steps"] == len(alone.losses)
@@ -227,21 +228,23 @@ def test_a_request_that_is_done_frees_its_place():
     assert learning[-1] == 7 * sum(d["steps"] == 8 for d in targets.diagnostics)
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("proxy, coupling", [("final", "batch"), ("layers", "diagonal"), ("none", "batch")])
-def test_a_request_that_diverges_ends_alone(proxy, coupling):
+def test_a_request_that_diverges_ends_alone(proxy, coupling, rounds):
     """The third request's answer stands at a place whose position embedding is not finite; its subject and all others stand before."""
     lm, others = tiny(), requests(3)
     far = request("Rome", "Rome is " + "very " * 60 + "far from", "Paris")
     with torch.no_grad():
         lm.hf.transformer.wpe.weight[50:] = float("nan")
     asked = (*others[:2], far, others[2])
-    settings = replace(SETTINGS, proxy=proxy, coupling=coupling)
+    settings = replace(SETTINGS, proxy=proxy, coupling=coupling, rounds=rounds)
     targets = learned(settings, asked, lm)
     assert [d["stop_reason"] for d in targets.diagnostics] == ["steps", "steps", "diverged", "steps"]
     assert targets.diagnostics[2]["steps"] == 0 and not bool(targets.planned[:, 2].any())
     assert bool(torch.isfinite(targets.planned).all()) and bool(torch.isfinite(targets.predicted).all())
     assert all(targets.planned[:, i].norm() > 0 for i in (0, 1, 3))
-    if proxy == "none":
+    assert not bool(targets.predicted[:, 2].any()), "it has no target, whatever the others do at its key"
+    if proxy == "none" and rounds == 1:  # later rounds see the real write, which holds its key too
         without = learned(settings, others, lm)
         assert torch.allclose(targets.planned[:, [0, 1, 3]], without.planned, atol=1e-6), "the others learn as if it had not been there"
 
@@ -253,6 +256,35 @@ def test_a_request_whose_loss_rises_far_above_its_beginning_is_ended(rate):
     targets = learned(settings, requests(2))
     assert all(d["stop_reason"] == "diverged" and d["steps"] < settings.steps for d in targets.diagnostics)
     assert not bool(targets.planned.any())
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_request_that_the_model_cannot_read_is_nowhere(rounds):
+    """Its subject stands at a place whose position embedding is not finite."""
+    lm, others = tiny(), requests(2)
+    with torch.no_grad():
+        lm.hf.transformer.wpe.weight[50:] = float("nan")
+    editor = Editor(lm, statistics(), replace(SETTINGS, rounds=rounds))
+    asked = (others[0], request("Rome", "It is " + "very " * 60 + "far to Rome from", "Paris"), others[1])
+    targets = editor.targets(asked)
+    assert [d["stop_reason"] for d in targets.diagnostics] == ["steps", "diverged", "steps"]
+    assert not bool(targets.planned[:, 1].any()) and not bool(targets.predicted[:, 1].any())
+    assert bool(targets.predicted.isfinite().all()) and bool(targets.planned[:, [0, 2]].norm(dim=0).all())
+    written = editor.write(asked, targets).diagnostics
+    assert [(d["realised"] is None, d["proxy_error"] is None) for d in written] == [(False, False), (True, True), (False, False)]
+
+
+def test_what_the_write_did_before_a_request_diverged_is_not_its_target():
+    """It diverges in the second round, when ĥ − h is what the first one's plan realised."""
+    settings = replace(SETTINGS, stop_loss=0.0, weight_decay=0.0)
+    learner = Learner(torch.ones(2, 1, dtype=torch.float64), torch.eye(2), None, settings)
+    learner.planned.copy_(torch.tensor([[2.0, 1.0]]))
+    learner.first_loss = torch.zeros(2, dtype=torch.float64)
+    learner.relinearise(torch.tensor([[3.0, 0.5]], dtype=torch.float64))
+    learner._settle(torch.tensor([100.0, 1.0], dtype=torch.float64))
+    targets = learner.targets()
+    assert [d["stop_reason"] for d in targets.diagnostics] == ["diverged", "steps"]
+    assert targets.planned.tolist() == [[0.0, 1.0]] and targets.predicted.tolist() == [[0.0, 0.5]]
 
 
 OURS = {"proxy": "layers", "rounds": 2, "prior": "soft", "bystanders": 1.0, "write_cost": 0.3}

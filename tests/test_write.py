@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from metake.editor import Editor
+from metake.keys import KeyRows, bystander_keys
 from metake.passes import hooks
 from metake.prompts import encode_prompt
 from metake.solvers import solve
 from metake.targets import Targets
-from metake.write import KeyRows, bystander_keys, shares_of
+from metake.write import shares_of
 from tests.models import SETTINGS, requests, statistics, tiny
 from tests.oracles import relative_error, yardstick
 
