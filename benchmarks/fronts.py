@@ -46,7 +46,7 @@ KINDS, WAYS = ("efficacy", "generalisation", "specificity"), ("success", "accura
 BATCH, FLOOR = 100, 90.0  # requests in a batch; the specificity at which methods are compared
 
 ALPHAEDIT = {"prior": "null_space", "ridge": 10.0, "bystanders": 0.0}  # its A
-PAPER = {"proxy": "final", "rounds": 1, "write_cost": 0.0, "amplification": 4.0}  # our reading of it, nothing of ours beside
+PAPER = {"proxy": "final", "rounds": 1, "write_cost": 0.0}  # our reading of it, nothing of ours beside
 OPEN = {"proxy": "none", "write_cost": 0.0}  # no feedback from the write but its rounds
 
 #: name in the table → method, settings beside the preset's, the swept setting and its values
@@ -59,7 +59,13 @@ FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "metake, G = I": ("metake", {**OPEN, "amplification": 4.0}, "clamp", (0.6, 0.75, 1.0, 1.5, 3.0)),
     "metake, G = I, planned": ("metake", OPEN, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0)),
     "metake, AlphaEdit's A": ("metake", ALPHAEDIT, "amplification", (0.75, 1.0, 1.5, 2.0)),
-    "metake, the paper's": ("metake", {**ALPHAEDIT, **PAPER}, "clamp", (0.35, 0.5, 0.75, 1.0, 1.5)),
+    "metake, the paper's": (
+        "metake",
+        {**ALPHAEDIT, **PAPER, "amplification": 4.0},
+        "clamp",
+        (0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    ),
+    "metake, the paper's, planned": ("metake", {**ALPHAEDIT, **PAPER}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
     "iterated, planned": ("iterated", {"clamp": 3.0}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)),

@@ -32,7 +32,8 @@ class Spectrum:
     Attributes:
         layers: {layer: (d_in,) float32, ascending}.
         curves: of each layer, (tokens, how far halves of the text disagreed).
-        threshold, relative: the settings `null_threshold` and `relative`; None where the method has no null space.
+        threshold, ridge: the settings `null_threshold` and `ridge`; None where the method's A has none.
+        relative: whether both are multiples, of the mean eigenvalue and of the mean ‖k‖².
     """
 
     run: str
@@ -41,6 +42,7 @@ class Spectrum:
     ended: str
     curves: Mapping[int, Curve]
     threshold: float | None
+    ridge: float | None
     relative: bool
 
     def present(self, layer: int) -> float | None:
@@ -76,6 +78,7 @@ def spectrum_of(home: Home, name: str, layers: Sequence[int] | None = None) -> S
         facts["ended"],
         facts["curves"],
         settings.null_threshold if settings.prior == "null_space" else None,
+        settings.ridge if settings.prior != "covariance" else None,
         settings.relative,
     )
 
@@ -130,6 +133,9 @@ def spectrum_text(spectrum: Spectrum) -> str:
         quantiles = [float(values[round(q * (width - 1))]) for q in QUANTILES]
         lines.append("  quantile      " + "".join(f"{100 * q:>9.0f} %" for q in QUANTILES))
         lines.append("  eigenvalue    " + "".join(f"{value:>11.3g}" for value in quantiles))
+        if spectrum.ridge is not None:
+            ridge = spectrum.ridge * (energy if spectrum.relative else 1.0)
+            lines.append(f"  the run's λ   {ridge:.3g}, {ridge / energy:.3g} × mean ‖k‖²")
         lines.append(f"  {'threshold':>14} {'absolute':>10} {'null space':>12} {'energy in it':>14}")
         for title, value, own in thresholds(spectrum, layer):
             rank, share = null_space(values, value)

@@ -133,7 +133,8 @@ class Problem:
     """The upper level's loss on one state of the model, NLL(o*ᵢ | hᵢ + R̂ᵢ) + κ KL(essence prompt, before ‖ after), for n requests.
 
     The NLL is the mean over the target's tokens and over the contexts, and the essence prompt is "{subject} is a", both as in MEMIT
-    (arXiv 2210.07229). The divergence is that from before to after; the code of ROME and MEMIT has the other one, from after to before.
+    (arXiv 2210.07229). What follows is read at the subject's last token, so of that prompt only the subject runs. The divergence is that
+    from before to after; the code of ROME and MEMIT has the other one, from after to before.
 
     Attributes:
         hidden: state leaving layer L at the subject of each bare prompt, (n, d).

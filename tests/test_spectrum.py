@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_the_table_says_what_the_eigenvalues_say(record):
     null = values[values < 2e-2]
     assert own[:3] == ["0.02", "0.02", str(len(null))]
     assert float(own[5]) == pytest.approx(100 * float(null.sum() / values.sum()), abs=0.006)
+    energy = float(values.double().sum())
+    spectrum = spectrum_of(home, made["metake"])
+    assert spectrum.ridge and f"the run's λ   {spectrum.ridge:g}, {spectrum.ridge / energy:.3g} × mean ‖k‖²" in text
+    assert f"the run's λ   {0.5 * energy:.3g}, 0.5 × mean ‖k‖²" in spectrum_text(replace(spectrum, ridge=0.5, relative=True))
     absolute = [float(line.split("%")[0].split()[-3]) for line in text.splitlines() if line.count("%") == 2]
     assert absolute == sorted(absolute) and len(absolute) == 10
 
@@ -52,7 +57,7 @@ def test_a_run_a_name_and_a_model_lead_to_the_same_statistics(record):
 def test_a_method_without_a_null_space_has_no_threshold_to_mark(record):
     home, made = record
     spectrum = spectrum_of(home, made["memit"])
-    assert spectrum.threshold is None and "the run's own" not in spectrum_text(spectrum)
+    assert spectrum.threshold is None is spectrum.ridge and "the run's" not in spectrum_text(spectrum)
 
 
 def test_null_space_counts_what_lies_below():
