@@ -98,8 +98,8 @@ class Editor:
             raise InputError("there is nothing to learn: the batch has no requests", fix="give at least one")
         if own := baselines.targets_of(self.settings):
             return own(self, requests, together_with, progress)
-        problem = Problem(self.lm, requests, self.settings)
-        return learn(problem, self.around(requests, together_with), self._charge, self.settings, progress)
+        priors = self.around(requests, together_with)
+        return learn(Problem(self.lm, requests, self.settings), priors, self._charge, self.settings, progress)
 
     def _charge(self, layer: int) -> Tensor:
         """ω_E C₀ + ω_U I + ω_M M of a layer, (d_in, d_in) float64: what its part of the write is charged for in the upper level."""

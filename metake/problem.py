@@ -113,18 +113,18 @@ class _Block:
 
     def states(self, shift: Tensor) -> Tensor:
         """States leaving the last layer where something must be said, when ``shift`` (requests, d) moves those at the subjects, (k, d)."""
-        hidden = self.segment.input.clone()
+        hidden = self.segment.input.clone()  # (rows, suffix, d); column 0 is the subject's last token
         hidden[:, 0] = hidden[:, 0] + shift[self.request].to(hidden.dtype)
         return self.segment(hidden, self.places)
 
     def losses(self, log_p: Tensor, kl: float) -> Tensor:
         """NLL and κ KL of each row, (rows,), from the log-probabilities at those states, (k, V)."""
-        row, token, weight = self.asked
-        nll = -log_p[self.count, token] * weight
+        row, token, weight = self.asked  # (m,) each: all tokens of all targets
+        nll = -log_p[self.count, token] * weight  # (m,); what is left of log_p is at the essence prompts
         total = torch.zeros(len(self.request), dtype=log_p.dtype, device=log_p.device).index_add(0, row, nll.to(log_p.dtype))
         if self.before is not None:
             after = log_p[len(row) :]
-            divergence = (self.before.exp() * (self.before - after)).sum(-1)
+            divergence = (self.before.exp() * (self.before - after)).sum(-1)  # KL(before ‖ after), (essence rows,)
             total = total.index_add(0, self.essences, kl * divergence)
         return total
 

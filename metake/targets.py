@@ -116,14 +116,14 @@ class Learner:
                 on_step(step + 1, steps)
 
     def _step(self, problem: Problem, *, update: bool) -> None:
-        shift = self.predicted()
+        shift = self.predicted()  # R̂ (d, n)
         losses, by_shift = problem.losses((shift - self.realised).T, gradient=update)  # its own states hold what is realised already
         size = shift.norm(dim=0)
         losses = losses + self.settings.weight_decay * size / self.norm**2
         self._settle(losses)
         if not update or not bool(self.active.any()):
             return
-        by_shift = by_shift.T + self.settings.weight_decay * shift / (size * self.norm**2).clamp_min(1e-12)
+        by_shift = by_shift.T + self.settings.weight_decay * shift / (size * self.norm**2).clamp_min(1e-12)  # ∂ℓ/∂R̂ (d, n)
         by_shift = torch.where(self.active, by_shift, 0.0)  # 0 · NaN is NaN: a diverged request must not reach the others through G
         gradient = by_shift @ self.gate.T  # ∂ℓ/∂R = (∂ℓ/∂R̂) Gᵀ, the structural gradient proxy
         if self.cost is not None:
