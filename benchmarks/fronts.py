@@ -65,7 +65,7 @@ FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
         "clamp",
         (0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
     ),
-    "metake, the paper's, planned": ("metake", {**ALPHAEDIT, **PAPER}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0)),
+    "metake, the paper's, planned": ("metake", {**ALPHAEDIT, **PAPER}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
     "iterated": ("iterated", {}, "clamp", (0.5, 0.75, 1.0, 1.5, 3.0)),
     "iterated, planned": ("iterated", {"clamp": 3.0}, "amplification", (0.5, 0.75, 1.0, 1.5, 2.0)),
     "alphaedit": ("alphaedit", {}, "clamp", (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)),
