@@ -57,8 +57,14 @@ FRONTS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "metake, ω_E 4": ("metake", {"write_cost": 4.0}, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
     "metake, λ": ("metake", {"amplification": 1.5}, "ridge", (1.0, 10.0, 30.0, 100.0)),
     "metake, G = I": ("metake", {**OPEN, "amplification": 4.0}, "clamp", (0.6, 0.75, 1.0, 1.5, 3.0)),
-    "metake, G = I, planned": ("metake", OPEN, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0)),
+    "metake, G = I, planned": ("metake", OPEN, "amplification", (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
     "metake, AlphaEdit's A": ("metake", ALPHAEDIT, "amplification", (0.75, 1.0, 1.5, 2.0)),
+    "metake, the default": (
+        "metake",
+        {**ALPHAEDIT, **PAPER, "proxy": "layers", "amplification": 4.0},
+        "clamp",
+        (0.4, 0.5, 0.75, 1.0, 1.5, 2.0),
+    ),
     "metake, the paper's": (
         "metake",
         {**ALPHAEDIT, **PAPER, "amplification": 4.0},

@@ -42,7 +42,7 @@ def proxy_gate(writes: Sequence[LayerWrite], shares: Sequence[float], *, proxy: 
 
     Args:
         proxy: ``none`` for open loop (G = I), ``final`` for the last edited layer's G (the paper's), ``layers`` for the gate of the
-            whole spread write (ours).
+            whole spread write (ours, and the default: where several layers are written, the last one's gate foretells too little).
         coupling: ``batch`` for the whole matrix, ``diagonal`` for gᵢ alone.
     """
     n = writes[0].keys.shape[1]

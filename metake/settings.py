@@ -64,7 +64,7 @@ class Settings:
     kept_share: float = 0.4
     log_base: float = math.e
     weight_bound: float = 5e-4
-    proxy: str = "final"
+    proxy: str = "layers"
     coupling: str = "batch"
     clamp: float = 0.75
     amplification: float = 4.0
@@ -177,7 +177,7 @@ _MEMIT = {"prior": "covariance", "proxy": "none", "remember": False}
 
 #: What makes each method itself; everything else is shared, so methods are compared at equal conditions.
 METHODS: dict[str, dict[str, Any]] = {
-    "metake": {"prior": "null_space", "proxy": "final"},
+    "metake": {"prior": "null_space", "proxy": "layers"},
     "iterated": {**_ALPHAEDIT, "rounds": 3},  # open loop with metake's rounds: what relinearising gives without a gate
     "alphaedit": _ALPHAEDIT,
     "alphaedit_blue": {**_ALPHAEDIT, "allocation": "ends"},

@@ -129,7 +129,7 @@ def test_what_the_user_says_goes_before_method_and_preset():
 
 def test_methods_differ_in_nothing_but_their_own_choices():
     made = {m: make_settings(m, deep(12)).to_dict() for m in METHODS}
-    assert made["metake"]["proxy"] == "final" and made["alphaedit"]["proxy"] == "none" and made["memit"]["prior"] == "covariance"
+    assert made["metake"]["proxy"] == "layers" and made["alphaedit"]["proxy"] == "none" and made["memit"]["prior"] == "covariance"
     for method, choices in METHODS.items():  # but for the layers, which the allocation chooses from
         assert {k: v for k, v in made[method].items() if k not in choices} == {
             k: v for k, v in Settings(layers=tuple(made[method]["layers"])).to_dict().items() if k not in choices
