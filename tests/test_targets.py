@@ -164,11 +164,13 @@ def test_sgd_steps_against_the_gradient():
     assert relative_error(learned(settings, asked, lm).planned.double(), -1e-3 * gradient.T) < 1e-5
 
 
-def test_what_is_predicted_is_the_plan_through_the_gate():
-    lm, asked = tiny(), requests(4)
-    editor, targets = Editor(lm, statistics(), SETTINGS), learned(SETTINGS, asked, lm)
-    keys = KeyRows(lm, asked, 4096).keys([2], {})[2]
-    gate = solve(keys, editor.priors[2]).gate
+@pytest.mark.parametrize("proxy", ["final", "layers"])
+def test_what_is_predicted_is_the_plan_through_the_gate(proxy):
+    lm, asked, settings = tiny(), requests(4), replace(SETTINGS, proxy=proxy)
+    editor, targets = Editor(lm, statistics(), settings), learned(settings, asked, lm)
+    keys, eye = KeyRows(lm, asked, 4096).keys([1, 2], {}), torch.eye(4, dtype=torch.float64)
+    first, last = (solve(keys[layer], editor.priors[layer]).gate for layer in (1, 2))
+    gate = last if proxy == "final" else eye - (eye - first / 2) @ (eye - last)
     assert relative_error(targets.predicted.double(), targets.planned.double() @ gate) < 1e-6
     assert [d["gate"] for d in targets.diagnostics] == pytest.approx(gate.diagonal().tolist())
     assert [d["planned"] for d in targets.diagnostics] == pytest.approx(targets.planned.norm(dim=0).tolist(), rel=1e-5)
