@@ -59,7 +59,7 @@ def learn(
     for round_, steps in enumerate(_split(s.steps, s.rounds)):
         if round_:
             rewriting = problem.rewriting()
-            delta, realised = write_layers(rewriting, hidden.T, learner.planned, priors)
+            delta, realised = write_layers(rewriting, hidden.T, learner.planned, priors, trial=True)
             problem = rewriting.done(delta.factors)
             learner.relinearise(realised)
         learner.run(problem, steps, _offset(progress, round_ * (s.steps // s.rounds), s.steps))

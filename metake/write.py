@@ -30,8 +30,14 @@ def write_layers(
     planned: Tensor,
     priors: Mapping[int, Prior],
     on_layer: Callable[[int, int], None] | None = None,
+    *,
+    trial: bool = False,
 ) -> tuple[Delta, Tensor]:
     """Writes R (d, n) on top of h (d, n) through the layers of ``priors``.
+
+    Args:
+        trial: the update will not be kept, as between the rounds of the upper level: its metadata does without the condition numbers,
+            which cost more than a solve where d_in is large.
 
     Returns:
         The update (no metadata yet), and what it realises: h_now − h (d, n).
@@ -50,7 +56,7 @@ def write_layers(
         now = rows.hidden(layers[-1], edits)
         if on_layer:
             on_layer(i + 1, len(layers))
-    facts = {str(l): {"residual": s.residual, "condition": s.condition} for l, s in solved.items()}
+    facts = {} if trial else {str(l): {"residual": s.residual, "condition": s.condition} for l, s in solved.items()}
     return Delta(parts, {"layers": facts}), now - hidden
 
 
