@@ -61,10 +61,8 @@ def plan_facts(bench: Workbench, found: RequestSet) -> dict[str, Any]:
     job = bench.job
     config = read_config(job.model, trust_remote_code=job.trust_remote_code)
     anatomy_of(config)
-    settings, lm = (
-        make_settings(job.method, config, **job.overrides),
-        bench.lm,
-    )  # what is wrong with the settings is said before weights are read
+    settings = make_settings(job.method, config, **job.overrides)  # what is wrong with them is said before weights are read
+    lm = bench.lm
     check_resident(lm, settings.layers)
     room = lm.context_length - max(len(prompt_ids(lm.tokenizer, text)) for text in CONTEXTS)  # learning puts these before a prompt
     checked = check_tokens(found, lm.tokenizer, room, on_bad_row=job.on_bad_row)  # type: ignore[arg-type]
