@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flows.progress import Reporter
 from flows.workbench import Plan, Ref, Workbench
 from metake.settings import Settings
 from storage import Database
+from tests.conftest import ROOT
 
 
 def bench(home: Path, run_id: str = "r1", attempt: int = 1) -> Workbench:
@@ -109,6 +111,27 @@ def test_the_next_run_records_what_a_killed_one_left_and_that_it_is_over(tmp_pat
         assert found == [("killed", "failed", "the process ended without a word", "n"), ("r1", "running", None, None)]
         assert database.query("SELECT run_id, value FROM metrics").rows == [("killed", 5.0)]
     assert not list((tmp_path / "running").iterdir())
+
+
+STORED = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_workbench import bench
+at = bench(Path(sys.argv[1]))
+with at.record.run({"method": "metake", "mode": "sequential"}, 0):
+    build = lambda folder, _: (folder / "answer.txt").write_text("seven")
+    at.make("evaluate_before", "answers", {"n": 7}, build, batch=0, rows=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_was_stored_and_not_yet_recorded_at_a_kill_is_found_and_recorded_by_the_next_attempt(tmp_path: Path):
+    killed = subprocess.run([sys.executable, "-c", STORED, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL and not stages(tmp_path)
+    at, built = bench(tmp_path, attempt=2), []
+    with at.record.run({"method": "metake", "mode": "sequential"}, 0):
+        assert make(at, built=built).cached
+    assert not built and stages(tmp_path) == [("r1", 2, "cached")]
+    assert Database(tmp_path / "metake.duckdb").query("SELECT run_id, value FROM metrics").rows == [("r1", 5.0)]
 
 
 def test_a_run_that_still_goes_on_is_left_alone(tmp_path: Path):

@@ -82,8 +82,11 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
     assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
     assert same(alone, tmp_path)
-    rows = ask(here, home, "SELECT stage, batch, worker FROM stages WHERE status = 'completed' AND stage IN ('targets', 'write')")
-    assert sorted((r["stage"], r["batch"]) for r in rows) == [(stage, b) for stage in ("targets", "write") for b in range(4)]
+    rows = ask(here, home, "SELECT stage, batch, status, worker FROM stages WHERE stage IN ('targets', 'write')")
+    made = [(r["stage"], r["batch"]) for r in rows if r["status"] == "completed"]
+    known = {(r["stage"], r["batch"]) for r in rows}  # what was stored and not yet recorded at the kill is found again: cached
+    assert len(made) == len(set(made)) and known == {(stage, b) for stage in ("targets", "write") for b in range(4)}
+    assert len(known) - len(made) <= 1  # a kill meets one stage
     assert len({r["worker"] for r in rows}) == 2  # the first did not do the last, nor the second the first
     (counts,) = ask(here, home, "SELECT count(*) AS edits, count(DISTINCT request_id) AS different FROM edits")
     assert counts == {"edits": 8, "different": 8}
