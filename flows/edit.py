@@ -134,6 +134,8 @@ def _run(bench: Workbench, run: Continuation, here: str, say: Callable[[str], No
             f"{len(bench.plan.requests)} requests in {len(bench.batches)} batches"
             + (f", {len(bench.plan.rejected)} rows set aside" if bench.plan.rejected else "")
         )
+        if idle := sorted(bench.plan.settings.unused & job.settings.keys()):
+            say(f"{job.method}, set as it is, has no use for {', '.join(idle)}: given, and without effect")
         limits = read_limits(job.limits)
         bench.earlier = earlier.earlier_facts(bench) if limits.max_earlier_lost is not None else ()
         steps = course(bench)

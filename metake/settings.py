@@ -132,6 +132,25 @@ class Settings:
         """Plain JSON values, for records and artefact keys."""
         return {**asdict(self), "layers": list(self.layers)}
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of settings that change nothing, the others being as they are: another method's, or another choice's."""
+        tuned = self.solver == "descent"
+        alike = self.solver == "exact" and self.prior == "covariance" and not self.remember  # a scale of A cancels
+        why = {
+            "null_threshold": tuned or self.prior != "null_space",
+            "covariance_weight": tuned or alike or self.prior == "null_space",
+            "ridge": tuned or self.prior == "covariance",
+            "relative": tuned or self.prior == "covariance",
+            "coupling": self.proxy == "none",
+            "kept_share": self.restraint != "relative_change",
+            "log_base": self.restraint != "singular_values",
+            "weight_bound": not tuned,
+            "statistics_tolerance": self.statistics_tokens > 0,
+            **dict.fromkeys(("prior", "remember", "clamp", "amplification", "weight_decay", "kl"), tuned),
+        }
+        return frozenset(name for name, idle in why.items() if idle)
+
     def resolved(self) -> Settings:
         """The same settings with only those layers that the allocation writes.
 

@@ -10,7 +10,7 @@ from metake.editor import Editor
 from metake.errors import InputError
 from metake.evaluation import evaluate, summary
 from metake.keys import KeyRows
-from metake.settings import make_settings
+from metake.settings import METHODS, Settings, make_settings
 from metake.statistics import Statistics, collect_statistics
 from metake.targets import Targets
 from tests.models import SETTINGS, bundled, passages, requests, statistics, tiny
@@ -201,6 +201,54 @@ def test_the_recorded_gate_is_what_the_write_lets_through_also_where_it_was_not_
     targets = editor.targets(asked)
     part = editor.write(asked, targets).layers[2]
     assert [d["gate"] for d in targets.diagnostics] == pytest.approx((part.q * part.keys).sum(0).tolist(), abs=1e-5)
+
+
+#: Another value for each setting that may be without effect.
+OTHERS = {
+    "prior": "soft",
+    "null_threshold": 0.4,
+    "covariance_weight": 7.0,
+    "ridge": 0.3,
+    "relative": False,
+    "remember": True,
+    "coupling": "diagonal",
+    "kept_share": 0.2,
+    "log_base": 10.0,
+    "weight_bound": 1e-4,
+    "clamp": 0.1,
+    "amplification": 0.05,
+    "weight_decay": 20.0,
+    "kl": 5.0,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_said_to_be_unused_change_no_bit_and_those_that_are_not_change_some(method):
+    def two_batches(settings: Settings) -> list[torch.Tensor]:
+        editor = Editor(tiny(), statistics(), settings)
+        try:
+            return [x for batch in (requests(4)[:2], requests(4)[2:]) for x in tensors_of(editor, batch)]
+        finally:
+            editor.restore()
+
+    common = {"layers": "1,2", "steps": 6, "clamp": 20.0, "amplification": 20.0, "weight_decay": 0.0}
+    scaled = {"null_threshold": 0.3, "covariance_weight": 1.0, "ridge": 0.05, "relative": True}
+    settings = make_settings(method, tiny().config, **common, **scaled)
+    before = two_batches(settings)
+    changed = {name for name, value in OTHERS.items() if not same_bits(before, two_batches(settings.with_(**{name: value})))}
+    own = {name for name, value in OTHERS.items() if getattr(settings, name) != value}  # what is set so already changes nothing either
+    assert changed == own - settings.unused
+    assert settings.unused <= OTHERS.keys() | {"statistics_tolerance"}
+
+
+def tensors_of(editor: Editor, batch) -> list[torch.Tensor]:
+    delta = editor.write(batch, editor.targets(batch))
+    editor.apply(delta)
+    return [x for part in delta.layers.values() for x in (part.r, part.q, part.dense) if x is not None]
+
+
+def same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_an_empty_batch_is_refused():

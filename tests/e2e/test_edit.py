@@ -105,7 +105,9 @@ def test_second_run_does_nothing_again(first, shell: Shell, small_edit: list[str
     assert again.stdout.split("\n\nmodel")[0] == first.stdout.split("\n\nmodel")[0]
 
 
-def test_simultaneous_mode_learns_on_the_base_and_writes_once(first, shell: Shell, small_edit: list[str]):
-    shell.metake(*small_edit, "--mode", "simultaneous", "--out", "joint", "--no-evaluate")
+def test_simultaneous_mode_learns_on_the_base_and_writes_once_and_an_idle_setting_is_said(first, shell: Shell, small_edit: list[str]):
+    idle = ("--set", "kept_share=0.3")
+    said = shell.metake(*small_edit, "--mode", "simultaneous", "--out", "joint", "--no-evaluate", *idle).stderr
+    assert "metake, set as it is, has no use for kept_share: given, and without effect" in said
     parents = [Delta.load(path).metadata["parent"]["delta"] for path in sorted((shell.cwd / "joint/deltas").glob("*.safetensors"))]
     assert parents == [None, None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from prefect import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from pyarrow.parquet import read_table
 
 from flows import dispatch, stages
 from flows.course import course
 from flows.dispatch import Crew, Shard
 from flows.shard import REFUSED, Part, shard
 from flows.workbench import Workbench
-from storage import Database, StorageError
 from tests import runs
 from tests.conftest import Shell
 from tests.e2e.conftest import ended, until, worker
@@ -70,14 +69,8 @@ def test_a_killed_worker_is_replaced_at_the_batch_where_it_stopped(server, deplo
     home = tmp_path / "home"
     with worker(here, "gpu", tmp_path / "worker.txt"):
         process = here.start("flows.cli", *options, "--home", str(home), "--out", str(tmp_path / "out"), "--workers", WORKERS)
-        wrote = "SELECT worker FROM stages WHERE stage = 'write' AND status = 'completed' AND batch = 0"
-
-        def first() -> Any:
-            with suppress(StorageError):  # the coordinator is about to make it, or commits
-                return Database(home / "metake.duckdb").query(wrote).rows  # a command would take seconds
-
-        (row,) = until(lambda: deltas(home) and first(), 300)
-        os.kill(int(row[0].split(":")[1]), signal.SIGKILL)
+        (part,) = until(lambda: list(home.glob("artifacts/parts/*/write-0-1/stages.parquet")), 300)  # there before it is in the database
+        os.kill(int(read_table(part)["worker"][0].as_py().split(":")[1]), signal.SIGKILL)
         out, err = process.communicate(timeout=400)
     assert process.returncode == 0, f"{out}\n{err}\n{(tmp_path / 'worker.txt').read_text()}"
     assert "a worker was lost or failed" in err and "batch 4 of 4: targets" in err
