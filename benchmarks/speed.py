@@ -4,8 +4,10 @@
     python benchmarks/speed.py --requests 20 --repeats 3
     python benchmarks/speed.py --solve                    one layer of a large model: 10,000 earlier keys, d_in 4,096, batch 100
 
-Ratios are of times taken in the same run, in turn. The floor is what the arithmetic alone would take: for every step that was made,
-suffix tokens × parameters above L × 4 FLOP and the head at the target positions, at the speed that this machine multiplies matrices.
+Ratios are of times taken in the same run, in turn. The yardstick multiplies as torch does by itself; where `metake.kernels` finds
+something faster, ours is timed both ways. The floor is what the arithmetic alone would take at the speed that this machine multiplies
+matrices: of every look at the loss, forward and (but for a round's last) backward, 2 FLOP for each suffix token and parameter above L,
+of the last MLP and the head only at the tokens where something is read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import resource
 import statistics as stats
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ import torch
 import yardstick
 from torch import Tensor
 
+from metake import kernels
 from metake.corpus import read_corpus
 from metake.demo import corpus_path, model_path, requests_path
 from metake.editor import Editor
@@ -91,10 +95,25 @@ def machine() -> str:
 
 
 def matrix_speed(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """FLOP/s of a square matrix product, the best of several."""
-    size = 8192 if torch.device(device).type == "cuda" else 1024 if dtype.itemsize > 2 else 256  # a processor is slow in bfloat16
+    """FLOP/s of a square matrix product as a model asks for it, the best of several."""
+    on_gpu = torch.device(device).type == "cuda"
+    size = 8192 if on_gpu else 1024 if dtype.itemsize > 2 else 256  # a processor is slow in bfloat16
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(timed(lambda: a @ b)[0] for _ in range(8))
+    ours = not on_gpu and dtype == torch.float32 and kernels.worth_it()
+    multiply = (lambda: kernels.product(a, b, None)) if ours else (lambda: a @ b)
+    return 2 * size**3 / min(timed(multiply)[0] for _ in range(8))
+
+
+@contextmanager
+def plainly(lm: LanguageModel) -> Iterator[None]:
+    """For the length of the block the model multiplies as torch does by itself."""
+    faster = any(isinstance(module, kernels.OneDnnLinear | kernels.OneDnnConv1D) for module in lm.hf.modules())
+    kernels.slow_down(lm.hf)
+    try:
+        yield
+    finally:
+        if faster:
+            kernels.speed_up(lm.hf)
 
 
 def peak_gigabytes(device: torch.device | str = "cpu") -> float:
@@ -108,41 +127,59 @@ def peak_gigabytes(device: torch.device | str = "cpu") -> float:
 # -- learning and writing ----------------------------------------------------------------------------------------------------------
 def floor(case: Case, targets: Targets) -> float:
     """FLOP that learning these targets needs: forward and backward through the suffixes above L, and the head where it is read."""
-    above = sum(p.numel() for layer in case.lm.layers[case.settings.layers[-1] + 1 :] for p in layer.parameters())
-    head = case.lm.hf.get_output_embeddings().weight.numel()
+    lm, layers = case.lm, case.lm.layers[case.settings.layers[-1] + 1 :]
+    last = lm.mlp(len(lm.layers) - 1)
+    mlp = 0 if last is None else parameters(last)  # of the last layer, which is asked where the loss is read
+    above, head = sum(map(parameters, layers)) - mlp, lm.hf.get_output_embeddings().weight.numel()
     total = 0.0
     for request, facts in zip(case.requests, targets.diagnostics, strict=True):
-        texts = yardstick.texts_of(case.lm, request)
+        texts = yardstick.texts_of(lm, request)
         essence = len(texts.lengths) - 1  # of this row only the subject's own token is needed
         suffix = sum(n - s for n, s in zip(texts.lengths[:essence], texts.subject.tolist()[:essence], strict=True)) + 1
         asked = int((texts.wanted >= 0).sum()) + 1
-        total += 4 * int(facts["steps"]) * (suffix * above + asked * head)
+        passes = 2 * int(facts["steps"]) - case.settings.rounds  # a round's last look goes forward only
+        total += 2 * passes * (suffix * above + asked * (mlp + head))
     return total
 
 
+def parameters(module: torch.nn.Module) -> int:
+    """Entries of the matrices of a module."""
+    return sum(p.numel() for p in module.parameters() if p.dim() > 1)
+
+
 def time_edits(case: Case, alone: int, repeats: int) -> tuple[list[dict[str, float]], Targets]:
-    """Seconds per edit of each part, both ways in turn, for every repeat; and the targets learned."""
+    """Seconds per edit of each part, all ways in turn, for every repeat; and the targets learned."""
     editor, rows, targets = Editor(case.lm, case.statistics, case.settings), [], None
     few, n = case.requests[:alone], len(case.requests)
     for _ in range(repeats):
-        plain, _ = timed(lambda: [yardstick.learn(case.lm, r, case.settings) for r in few])
         ours, targets = timed(editor.targets, case.requests)
-        plain_write, _ = timed(yardstick.write, case.lm, case.requests, targets.planned, case.settings, case.statistics)
         our_write, _ = timed(editor.write, case.requests, targets)
-        rows.append({"plain targets": plain / len(few), "targets": ours / n, "plain write": plain_write / n, "write": our_write / n})
+        with plainly(case.lm):
+            plain, _ = timed(lambda: [yardstick.learn(case.lm, r, case.settings) for r in few])
+            plain_write, _ = timed(yardstick.write, case.lm, case.requests, targets.planned, case.settings, case.statistics)
+            alike, _ = timed(editor.targets, case.requests)
+            alike_write, _ = timed(editor.write, case.requests, targets)
+        seconds = {"yardstick": (plain / len(few), plain_write / n), "metake": (ours / n, our_write / n)}
+        seconds |= {"alike": (alike / n, alike_write / n)}
+        rows.append({who: {"learning": a, "writing": b, "learning + writing": a + b} for who, (a, b) in seconds.items()})
     assert targets is not None
     return rows, targets
 
 
-def report_edits(rows: Sequence[dict[str, float]]) -> float:
+def report_edits(rows: Sequence[dict[str, dict[str, float]]]) -> float:
     """Prints medians side by side with their ratio; returns our seconds per edit in learning."""
-    together = [{**r, "plain both": r["plain targets"] + r["plain write"], "both": r["targets"] + r["write"]} for r in rows]
     print(f"\n{'seconds per edit':<22}{'yardstick':>11}{'metake':>11}{'ratio':>9}   (ratio of each repeat)")
-    for name, label in (("targets", "learning"), ("write", "writing"), ("both", "learning + writing")):
-        plain, ours = (stats.median(r[key] for r in together) for key in (f"plain {name}", name))
-        each = ", ".join(f"{r[f'plain {name}'] / r[name]:.1f}" for r in together)
-        print(f"{label:<22}{plain:>11.4f}{ours:>11.4f}{plain / ours:>8.1f}×   ({each})")
-    return stats.median(r["targets"] for r in rows)
+    for part in rows[0]["metake"]:
+        report_line(part, part, "metake", rows)
+    if kernels.worth_it():
+        report_line("with the same products", "learning + writing", "alike", rows)
+    return stats.median(r["metake"]["learning"] for r in rows)
+
+
+def report_line(label: str, part: str, who: str, rows: Sequence[dict[str, dict[str, float]]]) -> None:
+    plain, ours = (stats.median(r[name][part] for r in rows) for name in ("yardstick", who))
+    each = ", ".join(f"{r['yardstick'][part] / r[who][part]:.1f}" for r in rows)
+    print(f"{label:<22}{plain:>11.4f}{ours:>11.4f}{plain / ours:>8.1f}×   ({each})")
 
 
 def report_floor(case: Case, targets: Targets, seconds: float) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from metake.model import LanguageModel
 
 EARLIER = "earlier_"  # begins the metrics' names of earlier runs' facts, so that no view takes them for those of the run's own
-STATISTICS_CODE = ("anatomy", "corpus", "loading", "model", "passes", "prompts", "rows", "statistics", "sums")
+STATISTICS_CODE = ("anatomy", "corpus", "kernels", "loading", "model", "passes", "prompts", "rows", "statistics", "sums")
 
 
 def prepare(bench: Workbench, found: RequestSet) -> Ref:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metake import kernels
 from metake.anatomy import Anatomy, anatomy_of, part
 from metake.chat import ChatTokenizer
 from metake.errors import InputError
@@ -376,6 +377,8 @@ def load_model(
     else:
         model, _ = read(DTYPES[dtype], complete(device_map, model, anatomy.layers))
     _fuse_gelu(model)
+    if device_map is None and torch.device(device).type == "cpu" and kernels.worth_it():
+        kernels.speed_up(model)
     lm = LanguageModel(model, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
     lm.folders = folders
     _check_padding(lm)

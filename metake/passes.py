@@ -305,8 +305,10 @@ class Walk:
         """States of some rows (int64 indices) leaving layer ``last`` at the pivot, (k, d); it stays where it is."""
         e, stop = self.entry, self.entry.rows.pivot + 1
         cache, hidden = _Frozen(self._before(contexts, range(self.layer, last + 1), rows)), self.hidden[rows, :stop]
+        ends = torch.arange(len(rows), device=hidden.device) * stop + stop - 1
         for l in range(self.layer, last + 1):
-            hidden = e.calls[l].cut(rows, 0, stop).run(e.lm.layers[l], hidden, cache)
+            with packed(e.lm, [l] if l == last else [], ends):
+                hidden = e.calls[l].cut(rows, 0, stop).run(e.lm.layers[l], hidden, cache)
         return hidden[:, -1]
 
     @torch.no_grad()

@@ -5,8 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from metake.editor import Editor
+from metake.problem import Problem
+from metake.settings import make_settings
+from metake.statistics import collect_statistics
 from tests.conftest import ROOT
+from tests.models import bundled, passages, requests
 
 
 def test_a_front_at_the_floor_is_its_best_point_there_or_a_line_between_neighbours():
@@ -23,6 +30,29 @@ def test_a_front_at_the_floor_is_its_best_point_there_or_a_line_between_neighbou
     assert at_floor(front((0.99, 0.3), (0.95, 0.5))) == (50.0, 95.0), "it ended above the floor"
     assert at_floor(front((0.95, 0.5), (0.85, 0.7), (0.80, 0.9))) == pytest.approx((60.0, 90.0)), "neighbours only"
     assert at_floor(front((0.95, 0.5), (0.85, 0.4))) == (50.0, 95.0), "the line falls"
+
+
+def test_the_floor_of_learning_is_what_its_matrix_products_take(monkeypatch):
+    """Counted as they are done: a little more than the floor, because rows that go together are padded to one length."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import speed
+
+    lm, asked = bundled(), requests(6)
+    settings = make_settings("metake", lm.config, steps=9, stop_loss=0, layers="2", batch_tokens=16)
+    statistics = collect_statistics(lm, passages(), settings.layers, tokens=1000, length=64)
+    done, losses = [], Problem.losses
+
+    def counted(self, *arguments, **options):
+        with FlopCounterMode(display=False) as counter:
+            found = losses(self, *arguments, **options)
+        done.append(sum(counter.get_flop_counts()["Global"][op] for op in (torch.ops.aten.addmm, torch.ops.aten.mm)))
+        return found
+
+    monkeypatch.setattr(Problem, "losses", counted)
+    with speed.plainly(lm):
+        targets = Editor(lm, statistics, settings).targets(asked)
+    floor = speed.floor(speed.Case(lm, settings, statistics, asked), targets)
+    assert len(done) == 9 and floor <= sum(done) < 1.1 * floor
 
 
 @pytest.mark.slow
