@@ -377,7 +377,7 @@ def load_model(
     else:
         model, _ = read(DTYPES[dtype], complete(device_map, model, anatomy.layers))
     _fuse_gelu(model)
-    if device_map is None and torch.device(device).type == "cpu" and kernels.worth_it():
+    if kernels.worth_it():
         kernels.speed_up(model)
     lm = LanguageModel(model, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
     lm.folders = folders

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -85,6 +86,17 @@ def test_what_is_exchanged_is_only_who_multiplies():
     assert isinstance(model[0], nn.Linear) and isinstance(model[1], Conv1D) and type(model[2]) is nn.LayerNorm
     kernels.slow_down(model)
     assert [type(layer) for layer in model] == [nn.Linear, Conv1D, nn.LayerNorm]
+
+
+def test_layers_whose_weights_accelerate_brings_are_sped_up_too(monkeypatch):
+    asked, product = [], kernels.product
+    monkeypatch.setattr(kernels, "product", lambda *given: asked.append(given) or product(*given))
+    for plain in layers():
+        hooked, x = copy.deepcopy(plain), torch.randn(3, 48)
+        add_hook_to_module(hooked, ModelHook())
+        kernels.speed_up(hooked)
+        assert torch.allclose(hooked(x), plain(x), atol=1e-4)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("faster", [True, False])
