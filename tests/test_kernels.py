@@ -47,6 +47,12 @@ def test_product_and_gradient_are_those_of_float64(place, shape):
         assert relative_error(out.detach(), reference.detach()) < 1e-6 and relative_error(x.grad, exact.grad) < 1e-6
 
 
+def test_inputs_and_weights_may_lie_in_any_order():
+    weight, bias = torch.randn(80, 96)[:, ::2], torch.randn(80)
+    for x in (torch.randn(4, 9, 48)[:, :5], torch.randn(9, 4, 48).transpose(0, 1), torch.randn(48, 7).T, torch.randn(1, 48).expand(6, 48)):
+        assert relative_error(kernels.product(x, weight, bias), x.double() @ weight.double().T + bias) < 1e-6
+
+
 def test_a_layer_without_a_bias_has_none():
     plain = layers(bias=False)[0]
     fast = copy.deepcopy(plain)
