@@ -123,7 +123,8 @@ def preset_of(found: Tuning, job: Job, config: Any, seconds: float) -> dict[str,
     """The preset as JSON values: what it matches, what it sets, and the numbers that it rests on."""
     best, usual = found.best.settings.to_dict(), Settings().to_dict()
     now = make_settings(found.method, config).to_dict()
-    differs = [f.name for f in fields(Settings) if best[f.name] != usual[f.name] or best[f.name] != now[f.name]]
+    names = [f.name for f in fields(Settings) if f.name not in found.best.settings.unused]
+    differs = [name for name in names if best[name] != usual[name] or best[name] != now[name]]
     config_names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     trace, statistics = found.trace, found.statistics
     facts = f"{len(found.traced)} facts traced, {len(found.tried)} tried"
