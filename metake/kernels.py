@@ -1,8 +1,8 @@
-"""The matrix products of a model by the faster of the two libraries that torch brings for processors.
+"""What a model computes, by faster kernels that torch has for it: the same formulas, rounded otherwise.
 
-For float32 torch asks MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which it asks for bfloat16, uses AVX-512
-wherever it is, and takes less than half the time there. It is the same float32 product, summed in another order; like MKL's it has the
-same bits each time. `benchmarks/speed.py` prints what it gains.
+Matrix products in float32 on a processor take longest. torch asks MKL for them, which keeps to AVX2 on processors that are not Intel's;
+oneDNN, which torch asks for bfloat16, uses AVX-512 wherever it is, and takes less than half the time there. Like MKL's, its products have
+the same bits each time. `benchmarks/speed.py --products` prints what that gains, and what memory it takes.
 """
 
 from __future__ import annotations
@@ -80,3 +80,11 @@ class OneDnnConv1D(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.weight.T, self.bias) if _able(x, self.weight) else super().forward(x)
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """GPT-2's tanh GELU, written out in eight kernels by transformers, as torch's one: the same formula in a third of the time."""
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -376,7 +376,7 @@ def load_model(
         _compute_in(model, device, DTYPES[dtype])
     else:
         model, _ = read(DTYPES[dtype], complete(device_map, model, anatomy.layers))
-    _fuse_gelu(model)
+    kernels.fuse_gelu(model)
     if kernels.worth_it():
         kernels.speed_up(model)
     lm = LanguageModel(model, tokenizer, name=short, fingerprint=fingerprint, stored_dtype=stored, tensors=tensors)
@@ -403,11 +403,3 @@ def _check_padding(lm: LanguageModel) -> None:
         if not bool(lm.run(two, torch.tensor([[0, 1]], device=lm.device), two).isfinite().all()):
             problem = f"models of the family '{lm.config.model_type}' cannot compute in float64: their attention is written for float32"
             raise InputError(problem, place="--dtype float64", fix="use float32")
-
-
-def _fuse_gelu(model: nn.Module) -> None:
-    """GPT-2's tanh GELU, written out in eight kernels by transformers, as torch's one: the same formula in a third of the time."""
-    for module in model.modules():
-        for name, child in list(module.named_children()):
-            if type(child).__name__ == "NewGELUActivation":
-                setattr(module, name, nn.GELU(approximate="tanh"))
