@@ -135,19 +135,19 @@ class Settings:
     @property
     def unused(self) -> frozenset[str]:
         """Names of settings that change nothing, the others being as they are: another method's, or another choice's."""
-        tuned = self.solver == "descent"
+        descent = self.solver == "descent"
         alike = self.solver == "exact" and self.prior == "covariance" and not self.remember  # a scale of A cancels
         why = {
-            "null_threshold": tuned or self.prior != "null_space",
-            "covariance_weight": tuned or alike or self.prior == "null_space",
-            "ridge": tuned or self.prior == "covariance",
-            "relative": tuned or self.prior == "covariance",
+            "null_threshold": descent or self.prior != "null_space",
+            "covariance_weight": descent or alike or self.prior == "null_space",
+            "ridge": descent or self.prior == "covariance",
+            "relative": descent or self.prior == "covariance",
             "coupling": self.proxy == "none",
             "kept_share": self.restraint != "relative_change",
             "log_base": self.restraint != "singular_values",
-            "weight_bound": not tuned,
+            "weight_bound": not descent,
             "statistics_tolerance": self.statistics_tokens > 0,
-            **dict.fromkeys(("prior", "remember", "clamp", "amplification", "weight_decay", "kl"), tuned),
+            **dict.fromkeys(("prior", "remember", "clamp", "amplification", "weight_decay", "kl"), descent),
         }
         return frozenset(name for name, idle in why.items() if idle)
 
