@@ -3,6 +3,7 @@
     python benchmarks/fronts.py --jobs 2                    100 records in one batch, then 1,000 in ten; table and figures
     python benchmarks/fronts.py --scale 100 --methods metake,alphaedit
     python benchmarks/fronts.py --draw                      table and figures again, from the points that are there
+    python benchmarks/fronts.py --compare again.jsonl       how far points made again, into another --out, are from those that are there
     python benchmarks/fronts.py --development --methods metake --set bystanders=0.3     to choose settings
 
 A point is one method at one value of its swept setting, written batch after batch into the bundled model and measured at write (a fact's
@@ -229,6 +230,17 @@ def table(rows: Sequence[dict[str, Any]], scale: int) -> str:
     return "\n".join(lines)
 
 
+def compared(rows: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> str:
+    """Of points that are in both: how many are the same in every figure, and the largest difference of any, in percentage points."""
+    first, found = {r["key"]: r for r in rows}, {}
+    for row in again:
+        if (one := first.get(row["key"])) is not None:
+            differ = max(abs(row[when][name] - one[when][name]) for when in ("at_write", "after") for name in one[when])
+            found.setdefault((row["front"], row["scale"]), []).append(100 * differ)
+    lines = [f"| {f} | {s} | {len(d)} | {d.count(0)} | {max(d):.2f} |" for (f, s), d in found.items()]
+    return "\n".join(["| front | scale | points | the same | largest difference |", "|---|---|---|---|---|", *lines])
+
+
 # -- the figures -------------------------------------------------------------------------------------------------------------------
 def draw(rows: Sequence[dict[str, Any]], scale: int, folder: Path) -> Path:
     """Harmonic mean and efficacy against specificity, one line per front."""
@@ -271,6 +283,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where points are kept (default: results/fronts.jsonl, development.jsonl beside this)")
     parser.add_argument("--figures", type=Path, default=HERE.parent / "docs", help="folder of the figures")
     parser.add_argument("--draw", action="store_true", help="make no points")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="make no points; compare those in --out with the same ones in FILE")
     given = parser.parse_args()
     names = [n.strip() for n in given.methods.split(";" if ";" in given.methods else ",") if n.strip()] if given.methods else list(FRONTS)
     if unknown := [n for n in names if n not in FRONTS]:
@@ -287,6 +300,9 @@ def main() -> None:
         parser.error(f"'{again.pop()}' is what one of these fronts sweeps: give --values instead of --set")
     given.out = given.out or HERE / "results" / ("development.jsonl" if given.development else "fronts.jsonl")
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.compare:
+        print(compared(read(given.out), read(given.compare)))
+        return
     if not given.draw:
         make(points, given.out, given.jobs)
     rows = [r for r in read(given.out) if r["key"] in {p.key for p in points}]
