@@ -3,6 +3,7 @@
     python benchmarks/speed.py                            the bundled model, 100 edits, one table
     python benchmarks/speed.py --requests 20 --repeats 3
     python benchmarks/speed.py --solve                    one layer of a large model: 10,000 earlier keys, d_in 4,096, batch 100
+    python benchmarks/speed.py --products                 float32 products of several shapes by MKL and by oneDNN, and what oneDNN keeps
 
 Ratios are of times taken in the same run, in turn. The yardstick multiplies as torch does by itself; where `metake.kernels` finds
 something faster, ours is timed both ways. The floor is what the arithmetic alone would take at the speed that this machine multiplies
@@ -79,6 +80,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=50_000, help="tokens of text for the statistics (default 50000)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the requests (default 0)")
     parser.add_argument("--solve", action="store_true", help="time one layer's solve at scale instead")
+    parser.add_argument("--products", action="store_true", help="time matrix products by torch's two libraries instead")
     return parser.parse_args()
 
 
@@ -240,12 +242,44 @@ def solve_at_scale(width: int = 4096, earlier: int = 10_000, batch: int = 100, r
     )
 
 
+def products(repeats: int = 5, shapes: int = 300) -> None:
+    """GFLOP/s of x Wᵀ by torch itself and by `metake.kernels`, and the memory that each new shape adds."""
+    print(f"by metake.kernels where it is worth it, which it is {'' if kernels.worth_it() else 'not '}here")
+    print("| tokens × d_in → d_out | torch, GFLOP/s | oneDNN | ratio |\n|---|---|---|---|")
+    for tokens, d_in, d_out in (
+        (128, 256, 1024),
+        (512, 256, 1024),
+        (512, 1024, 256),
+        (900, 256, 8192),
+        (64, 4096, 14336),
+        (512, 14336, 4096),
+    ):
+        x, weight, flop = torch.randn(tokens, d_in), torch.randn(d_out, d_in), 2e-9 * tokens * d_in * d_out
+        ways = (lambda x=x, w=weight: x @ w.T, lambda x=x, w=weight: kernels.product(x, w, None))
+        times = [[timed(way)[0] for way in ways] for _ in range(repeats + 1)][1:]  # the first compiles
+        plain, ours = (flop / min(column) for column in zip(*times, strict=True))
+        print(f"| {tokens} × {d_in:,} → {d_out:,} | {plain:.0f} | {ours:.0f} | {ours / plain:.1f}× |")
+    x, weight = torch.randn(shapes + 100, 256), torch.randn(1024, 256)
+    before = resident_megabytes()
+    for i in range(shapes):
+        kernels.product(x[: 100 + i], weight, None)
+    print(f"oneDNN keeps {(resident_megabytes() - before) / shapes:.2f} MB for each of {shapes} shapes")
+
+
+def resident_megabytes() -> float:
+    """What this process holds now, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def main() -> None:
     options = parse_options()
     torch.manual_seed(options.seed)
     print(machine())
     if options.solve:
         solve_at_scale()
+        return
+    if options.products:
+        products()
         return
     case = make_case(options)
     rows, targets = time_edits(case, min(options.yardstick, options.requests), options.repeats)
