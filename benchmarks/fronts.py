@@ -266,6 +266,7 @@ def draw(rows: Sequence[dict[str, Any]], scale: int, folder: Path) -> Path:
     panels[0].legend(fontsize=7)
     figure.suptitle(f"{scale:,} edits of factlm-7m in {-(-scale // BATCH)} batch{'es' if scale > BATCH else ''}; the trust region is swept")
     figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"fronts-{scale}.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
