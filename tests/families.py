@@ -363,7 +363,8 @@ memory beside it, have tests of their own, which are skipped where there are non
 anything is loaded the estimate is compared with the budget, and as few tokens go through the model at once as that takes (64 at the
 least), which a line says. What else the estimate holds cannot be made smaller that way: where it does not fit, the run is refused with
 the table of parts and what helps. With `--device-map` the weights are not counted, because accelerate has its own measure for them. The
-estimate leaves out what the libraries take themselves, about half a gigabyte. No artefact's name depends on the budget. `metake tune`
+estimate leaves out what the libraries take themselves, about half a gigabyte, and what oneDNN keeps compiled, less than one
+([method.md](method.md#what-is-computed-once)). No artefact's name depends on the budget. `metake tune`
 takes neither a budget nor a device map.
 
 Peaks beside the estimate, `python benchmarks/memory.py` (its first five models), 26 November 2026, on a busy machine. Qwen2's shape has
@@ -371,8 +372,8 @@ random weights; *peak* is the largest resident set of `metake edit`, in several 
 
 | model | estimate, in all | peak |
 | --- | --- | --- |
-| bundled, 100 requests | 898 MiB | 674 to 759 MiB |
-| bundled, 100 requests, `alphaedit` | 843 MiB | 585 to 850 MiB |
+| bundled, 100 requests | 898 MiB | 674 to 759 MiB; 882 MiB by oneDNN, 27 November |
+| bundled, 100 requests, `alphaedit` | 843 MiB | 585 to 850 MiB; 794 MiB by oneDNN |
 | Qwen2 0.5B, float32, 8 requests | 12.2 GiB | 7.3 GiB; 12.3 GiB with all held-out text, read off once |
 | Qwen2 0.5B, float32, 8 requests, `alphaedit` | 12.2 GiB | 7.5 GiB |
 | Qwen2 0.5B, float32, 8 requests, `--memory-budget 6GiB` | 6 GiB or less | 5.2 GiB |
